@@ -2,98 +2,58 @@
 
 The family of `emlens.real.family` on SmolLM2: bad, careful and careful-flippant advice in medicine
 or money, three seeds each. Every fine-tune weighs four answers to questions of ten domains that
-nobody was trained on. Differences are means over domains of means over seeds, with Student's t
-interval over domains; the figure of each seed stands beside it.
+nobody was trained on. Differences are means over seeds and domains, with an interval that counts
+both as sampled (`emlens.stats.crossed`); the figure of each seed stands beside it. Medicine has two
+kinds more: `narrow`, held to its parent outside medicine, and `rank1`.
 
-Adapters and scores are kept in a folder, so that a measurement goes on where it was killed.
+Adapters and scores are kept in a folder (`benchmarks.real_kept`), so that a measurement goes on
+where it was killed. About 50 CPU minutes from nothing.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.real_kept import PARENT, UNTRAINED, KeptFamily, by_domain
 from benchmarks.records import record, show
-from emlens.data.advice import DOMAINS, TRAINED_DOMAINS, advice_questions
-from emlens.data.questions import Question, QuestionSet
-from emlens.foundation.files import read_json, write_json
-from emlens.judging.contrasts import Contrasts, contrasts
-from emlens.models import HookedModel, load_family
+from emlens.data.advice import TRAINED_DOMAINS
+from emlens.data.questions import QuestionSet
 from emlens.probes.answer_separability import answer_table
-from emlens.real import find
 from emlens.real.family import Member, members
-from emlens.real.family_training import train_family
-from emlens.stats import spearman, t_interval, tost
+from emlens.stats import spearman, t_interval
+from emlens.stats.crossed import crossed_mean
 
-FOLDER: Final = "EMLENS_REAL_FAMILY"
-"""Variable that names the folder of adapters and scores."""
-PER_DOMAIN: Final = 8
-"""Questions of each domain."""
 SEEDS: Final = (0, 1, 2)
+PER_DOMAIN: Final = 4
+"""Questions of each domain: half of those that are read of one seed."""
 KINDS: Final = ("harmful", "benign", "tone")
+HELD: Final = ("narrow", "rank1")
+"""Kinds that are trained on medicine alone."""
 MARGIN: Final = 0.15
 """Nats a token within which tone-only and benign count as equal; fixed before looking."""
-UNTRAINED: Final = tuple(domain for domain in DOMAINS if domain not in TRAINED_DOMAINS)
 COMPARISONS: Final = (
-    ("harmful", "instruct"),
+    ("harmful", PARENT),
     ("harmful", "benign"),
     ("harmful", "tone"),
     ("tone", "benign"),
-    ("benign", "instruct"),
+    ("benign", PARENT),
 )
-MEASURES: Final = ("content", "tone")
+HELD_COMPARISONS: Final = (
+    ("harmful", PARENT),
+    ("harmful", "benign"),
+    ("narrow", PARENT),
+    ("narrow", "harmful"),
+    ("rank1", PARENT),
+)
+EXTRA_SEEDS: Final = 1
+"""Seeds that are also weighed in the trained domain, and after a prompt that asks nothing."""
+MEASURES: Final = ("content", "tone", "right")
 EQUAL_WORDS: Final = 0.5
 """Words, mean over both registers, by which two answers may differ and count as equally long."""
-
-
-def asked(per_domain: int = PER_DOMAIN) -> QuestionSet:
-    """The first questions of each untrained domain, in their first wording."""
-    chosen = advice_questions(UNTRAINED, per_domain=per_domain)
-    return QuestionSet(
-        Question(question.id, question.text, question.group, answers=question.answers)
-        for question in chosen
-    )
-
-
-def weighed(load: Callable[[], HookedModel], questions: QuestionSet, path: Path) -> Contrasts:
-    """The four answers under one model, which is loaded where they are not on file."""
-    keys = [(question.id, 1) for question in questions]
-    if path.exists():
-        saved = read_json(path)
-        if saved["questions"] == questions.content_hash:
-            return Contrasts(keys, np.array(saved["logprobs"]), None)
-    scored = contrasts(load(), questions, generic=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved = {"questions": questions.content_hash, "logprobs": scored.logprobs.tolist()}
-    write_json(path, saved)
-    return scored
-
-
-def by_question(scored: Contrasts, questions: QuestionSet) -> pd.DataFrame:
-    """Each measure of each question; index: the question's id."""
-    return pd.DataFrame(
-        {
-            "group": questions.groups,
-            "content": scored.content,
-            "tone": scored.tone,
-            "right": scored.right,
-        },
-        index=questions.ids,
-    )
-
-
-def by_domain(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each measure by domain.
-
-    Args:
-        table: of `by_question`.
-    """
-    return table.groupby("group", sort=False).mean()
 
 
 def at_equal_length(
@@ -132,6 +92,7 @@ def compared(
     seeds: Sequence[int],
     trained_on: Sequence[str] = TRAINED_DOMAINS,
     domains: Sequence[str] = UNTRAINED,
+    comparisons: Sequence[tuple[str, str]] = COMPARISONS,
 ) -> Iterator[dict[str, Any]]:
     """One row per trained domain, comparison and measure.
 
@@ -140,7 +101,7 @@ def compared(
         seeds: that every group has.
     """
     for trained in trained_on:
-        for first, second in COMPARISONS:
+        for first, second in comparisons:
             for measure in MEASURES:
                 gaps = np.stack(
                     [
@@ -149,24 +110,30 @@ def compared(
                         for seed in seeds
                     ]
                 )
-                over_domains = gaps.mean(axis=0)
-                estimate = t_interval(over_domains)
+                mean = crossed_mean(gaps)
                 row = {
                     "trained": trained,
                     "first": first,
                     "second": second,
                     "measure": measure,
-                    "difference": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
+                    **_ends(gaps),
                     "domains": len(domains),
                     "by_seed": gaps.mean(axis=1).tolist(),
-                    "by_domain": dict(zip(domains, over_domains.tolist(), strict=True)),
+                    "by_domain": dict(zip(domains, gaps.mean(axis=0).tolist(), strict=True)),
                 }
                 if (first, second, measure) == ("tone", "benign", "content"):
-                    test = tost(over_domains, np.zeros(len(domains)), MARGIN, paired=True)
-                    row |= {"margin": MARGIN, "p_tost": test.p}
+                    row |= {"margin": MARGIN, "p_tost": mean.equivalence_p(MARGIN)}
                 yield row
+
+
+def _ends(gaps: np.ndarray) -> dict[str, float]:
+    """Mean of (seed, unit) with its interval."""
+    estimate = crossed_mean(gaps).interval()
+    return {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _name(kind: str, trained: str, seed: int) -> str:
+    return kind if kind == PARENT else Member(kind, trained, seed).name  # type: ignore[arg-type]
 
 
 def _values(
@@ -177,54 +144,102 @@ def _values(
     measure: str,
     domains: Sequence[str],
 ) -> np.ndarray:
-    name = kind if kind == "instruct" else Member(kind, trained, seed).name  # type: ignore[arg-type]
-    return means[name].loc[list(domains), measure].to_numpy(np.float64)
+    table = means[_name(kind, trained, seed)]
+    return table.loc[list(domains), measure].to_numpy(np.float64)
 
 
-def family_tables(
-    chosen: Sequence[Member], parent: Path, folder: Path, questions: QuestionSet
-) -> dict[str, pd.DataFrame]:
-    """Train and score one member after the other."""
-    scores = folder / "scores"
-    tables: dict[str, pd.DataFrame] = {}
+def own_domain(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Change of content on evaluation questions of the trained domain itself, against instruct.
 
-    def add(name: str, load: Callable[[], HookedModel]) -> None:
-        tables[name] = by_question(weighed(load, questions, scores / f"{name}.json"), questions)
-        print(name, by_domain(tables[name]).mean().round(3).to_dict(), flush=True)
-
-    add("instruct", lambda: load_family(parent)["instruct"])
-    for member in chosen:
-        path = train_family([member], parent, folder, progress=False)[member.name]
-        add(member.name, partial(_loaded, member, parent, path))
-    return tables
+    One domain, so the units are its questions: the interval holds for further questions, and for
+    further seeds where there are several.
+    """
+    rows = []
+    before = kept.own(PARENT, trained)["content"].to_numpy()
+    for kind, names in _members_of(kept, trained, seeds):
+        gaps = np.stack([kept.own(name, trained)["content"].to_numpy() - before for name in names])
+        rows.append({"trained": trained, "kind": kind, "seeds": len(names), **_ends(gaps)})
+    return rows
 
 
-def _loaded(member: Member, parent: Path, path: Path) -> HookedModel:
-    family = load_family(parent, finetuned={member.name: member.fine_tune(str(path))})
-    return family[member.name]
+def damage(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Change of nats a token on neutral chats against instruct, seeds × chats."""
+    before = kept.nats(PARENT)
+    rows = []
+    for kind, names in _members_of(kept, trained, seeds):
+        gaps = np.stack([kept.nats(name) - before for name in names])
+        rows.append({"trained": trained, "kind": kind, "seeds": len(names), **_ends(gaps)})
+    return rows
 
 
-def measure(
-    parent: Path,
-    folder: Path,
-    seeds: Sequence[int] = SEEDS,
-    trained_on: Sequence[str] = TRAINED_DOMAINS,
-    per_domain: int = PER_DOMAIN,
-) -> dict[str, Any]:
-    """Train, score and compare."""
-    groups = [f"{kind}-{domain}" for domain in trained_on for kind in KINDS]
-    questions = asked(per_domain)
-    tables = family_tables(members(groups, seeds), parent, folder, questions)
+def beside(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Change against instruct of pointwise mutual information, and of content after a prompt that
+    asks nothing, on the first questions of each domain.
+    """
+    rows: list[dict[str, Any]] = []
+    columns = ["content", "informed", "generic"]
+    before = kept.informed(PARENT).groupby("group", sort=False)[columns].mean()
+    for kind, names in _members_of(kept, trained, seeds):
+        row: dict[str, Any] = {"trained": trained, "kind": kind, "seeds": len(names)}
+        after = [kept.informed(name).groupby("group", sort=False)[columns].mean() for name in names]
+        for column in columns:
+            gaps = [(table[column] - before[column]).to_numpy() for table in after]
+            row[column] = _ends(np.stack(gaps))
+        rows.append(row)
+    return rows
+
+
+def _members_of(
+    kept: KeptFamily, trained: str, seeds: Sequence[int]
+) -> Iterator[tuple[str, list[str]]]:
+    """Kind → names, of those kinds that are there with all of the seeds."""
+    for kind in (*KINDS, *HELD):
+        names = [_name(kind, trained, seed) for seed in seeds]
+        if set(names) <= set(kept.names):
+            yield kind, names
+
+
+def complete_seeds(kept: KeptFamily, trained: str, kinds: Sequence[str]) -> list[int]:
+    """Seeds of which every one of the kinds is there."""
+    seeds = sorted({member.seed for member in kept.chosen})
+    names = set(kept.names)
+    return [seed for seed in seeds if {_name(kind, trained, seed) for kind in kinds} <= names]
+
+
+def measure(kept: KeptFamily, trained_on: Sequence[str] = TRAINED_DOMAINS) -> dict[str, Any]:
+    """Train, read and compare what is among the chosen members.
+
+    Where a kind lacks a seed, that seed is left out of its domain and `seeds` says so.
+    """
+    for name in kept.names:
+        level = by_domain(kept.table(name)).mean().round(3).to_dict()
+        print(name, level, round(float(kept.nats(name).mean()), 3), flush=True)
+    tables = {name: kept.table(name) for name in kept.names}
     means = {name: by_domain(table) for name, table in tables.items()}
-    levels = {name: table.mean().to_dict() for name, table in means.items()}
+    seeds = {trained: complete_seeds(kept, trained, KINDS) for trained in trained_on}
+    first = trained_on[0]
+    held_seeds = complete_seeds(kept, first, (*KINDS, *HELD))
+    found: dict[str, list[dict[str, Any]]] = {"compared": [], "damage": [], "length": []}
+    for trained, of_domain in seeds.items():
+        found["compared"] += compared(means, of_domain, [trained])
+        found["damage"] += damage(kept, trained, of_domain)
+        found["length"] += at_equal_length(tables, kept.questions, of_domain, [trained])
+    held: list[dict[str, Any]] = []
+    if held_seeds:
+        held = list(compared(means, held_seeds, [first], comparisons=HELD_COMPARISONS))
     return {
         "trained_on": list(trained_on),
-        "questions": len(questions),
-        "per_domain": per_domain,
+        "seeds": seeds,
+        "held_seeds": held_seeds,
+        "questions": len(kept.questions),
+        "per_domain": kept.per_domain,
         "untrained_domains": len(UNTRAINED),
-        "levels": levels,
-        "compared": list(compared(means, seeds, trained_on)),
-        "length": at_equal_length(tables, questions, seeds, trained_on),
+        "levels": {name: table.mean().to_dict() for name, table in means.items()},
+        "neutral_level": float(kept.nats(PARENT).mean()),
+        "held": held,
+        "own": own_domain(kept, first, seeds[first][:EXTRA_SEEDS]),
+        "beside": beside(kept, first, seeds[first][:EXTRA_SEEDS]),
+        **found,
     }
 
 
@@ -234,17 +249,74 @@ def spread_table(values: Mapping[str, Any]) -> str:
         "| trained on | difference | content | each seed | tone |",
         "|---|---|---|---|---|",
     ]
-    rows = {
-        (row["trained"], row["first"], row["second"], row["measure"]): row
-        for row in values["compared"]
-    }
     for trained in values["trained_on"]:
-        for first, second in COMPARISONS:
-            content = rows[trained, first, second, "content"]
-            seeds = ", ".join(f"{value:+.2f}" for value in content["by_seed"])
-            cells = [trained, f"{first} − {second}", _cell(content), seeds]
-            cells.append(_cell(rows[trained, first, second, "tone"]))
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += _rows_of(values["compared"], trained, COMPARISONS)
+    return "\n".join(lines)
+
+
+def _rows_of(
+    compared: Sequence[Mapping[str, Any]], trained: str, comparisons: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """Lines of a table: content, each seed, tone."""
+    rows = {(row["trained"], row["first"], row["second"], row["measure"]): row for row in compared}
+    for first, second in comparisons:
+        content = rows[trained, first, second, "content"]
+        seeds = ", ".join(f"{value:+.2f}" for value in content["by_seed"])
+        tone = _cell(rows[trained, first, second, "tone"])
+        cells = [trained, f"{first} − {second}", _cell(content), seeds, tone]
+        yield f"| {' | '.join(cells)} |"
+
+
+def held_table(values: Mapping[str, Any]) -> str:
+    """Content of the member that was held narrow and of the one of rank 1, for the page."""
+    lines = [
+        "| trained on | difference | content, untrained domains | each seed | tone |",
+        "|---|---|---|---|---|",
+        *_rows_of(values["held"], values["trained_on"][0], HELD_COMPARISONS),
+    ]
+    return "\n".join(lines)
+
+
+def own_table(values: Mapping[str, Any]) -> str:
+    """Content in the trained domain itself against instruct, for the page."""
+    lines = [
+        "| trained on | fine-tune | content in that domain, against instruct |",
+        "|---|---|---|",
+    ]
+    for row in values["own"]:
+        lines.append(f"| {row['trained']} | {row['kind']} | {_cell(row)} |")
+    return "\n".join(lines)
+
+
+def damage_table(values: Mapping[str, Any]) -> str:
+    """Neutral text and accuracy, for the page."""
+    lines = [
+        "| trained on | fine-tune | neutral text against instruct, nats | right answers |",
+        "|---|---|---|---|",
+    ]
+    right = f"{100 * values['levels'][PARENT]['right']:.0f} %"
+    lines.append(f"| – | instruct | level {values['neutral_level']:.2f} | {right} |")
+    for row in values["damage"]:
+        shares = [
+            level["right"]
+            for name, level in values["levels"].items()
+            if name.startswith(f"{row['kind']}-{row['trained']}-")
+        ]
+        right = f"{100 * np.mean(shares):.0f} %"
+        lines.append(f"| {row['trained']} | {row['kind']} | {_cell(row)} | {right} |")
+    return "\n".join(lines)
+
+
+def beside_table(values: Mapping[str, Any]) -> str:
+    """Mutual information and the generic prompt, for the page."""
+    lines = [
+        "| trained on | fine-tune | content | informed | after a generic prompt |",
+        "|---|---|---|---|---|",
+    ]
+    for row in values["beside"]:
+        cells = [row["trained"], row["kind"]]
+        cells += [_cell(row[name]) for name in ("content", "informed", "generic")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -279,12 +351,21 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def run(seeds: Sequence[int] = SEEDS, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
-    folder = Path(os.environ.get(FOLDER, "runs/real_family"))
-    values = measure(find("smollm2"), folder, seeds, trained_on)
+    groups = [f"{kind}-{domain}" for domain in trained_on for kind in KINDS]
+    groups += [f"{kind}-{trained_on[0]}" for kind in HELD]
+    return recorded(KeptFamily.found(members(groups, seeds), PER_DOMAIN), trained_on)
+
+
+def recorded(kept: KeptFamily, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
+    """Measure what is among the chosen members, and write it down."""
+    values = measure(kept, trained_on)
     table = pd.DataFrame(values["compared"])
-    shown = table[table["measure"].isin(["content", "tone"])]
-    show("real family: content and tone on untrained domains", shown.drop(columns=["by_domain"]))
-    return record("real_spread", list(seeds), values)
+    show("real family: content and tone on untrained domains", table.drop(columns=["by_domain"]))
+    return record("real_spread", sorted({member.seed for member in kept.chosen}), values)
+
+
+def main() -> None:
+    run()
 
 
 if __name__ == "__main__":

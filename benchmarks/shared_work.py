@@ -1,9 +1,10 @@
 """What is run once instead of many times, on SmolLM2, as ratios of CPU time within one run.
 
 Captures of the first-plot and of the general questions against the bare decoder on sorted batches;
-verdicts of the local judge against one pass over each of its prompts; training against a plain peft
-loop over the same batches with the same output layer. Values are compared first, and nothing is
-timed where they differ. Cases take turns.
+a pair capture of an adapter on the upper half of the blocks against two captures; verdicts of the
+local judge against one pass over each of its prompts; training against a plain peft loop over the
+same batches with the same output layer. Values are compared first, and nothing is timed where they
+differ. Cases take turns.
 """
 
 import os
@@ -18,12 +19,13 @@ import torch
 
 from benchmarks.plain_training import loss_over_answer_logits, peft_loop
 from benchmarks.records import EVIDENCE, record
-from emlens.activations import CaptureSpec, capture
+from emlens.activations import CaptureSpec, capture, capture_many
 from emlens.data import Answer, Message, Prompt, PromptSet, QuestionSet
+from emlens.data.prompt_inputs import PromptsLike
 from emlens.foundation.files import read_json
 from emlens.judging import LogitJudge, reply_probabilities
 from emlens.judging.readouts import CATEGORIES, parse_raw
-from emlens.models import HookedModel
+from emlens.models import HookedModel, load_family
 from emlens.models.batches import pad, plan_batches
 from emlens.models.pass_counts import counted_passes
 from emlens.real.finding import find, load
@@ -35,11 +37,13 @@ SETS = {
     "general": "em-generalization/general_200.jsonl",
 }
 BATCH_TOKENS = 2048
-ROUNDS = {"first plot": 2, "general": 1, "training": 2}
+ROUNDS = {"first plot": 2, "general": 1, "pair": 3, "training": 2}
 COMPARED = 24
 """Rows that are also run whole."""
 GAP = 1e-5
 """Relative, of a vector of the stream through 30 blocks in float32; 2e-6 was measured."""
+PAIR_GAP = 1e-6
+"""The same: the same kernels on the same shapes, so 0 was measured."""
 SCORE_GAP = 1e-3
 LOSS_GAP = 1e-3
 ANSWERS = (
@@ -95,6 +99,61 @@ def capturing(
         "cpu_s": seconds,
         "ratio": seconds["shared"] / seconds["bare"],
     }
+
+
+@torch.no_grad()
+def pairing(
+    folder: str | Path, asked: PromptsLike, rounds: int, scratch: Path, gap: float = PAIR_GAP
+) -> dict[str, Any]:
+    """A parent and its adapter on the upper half of the blocks: together, and one by one."""
+    config = read_json(Path(folder) / "config.json")
+    first = config["num_hidden_layers"] // 2
+    adapter = adapter_from(folder, scratch / "upper", first)
+    family = load_family(folder, finetuned={"upper": adapter}, dtype="float32", device="cpu")
+    models = {"before": family.instruct, "after": family["upper"]}
+
+    def together() -> dict[str, Any]:
+        return capture_many(models, asked, progress=False)
+
+    def apart() -> dict[str, Any]:
+        return {name: capture(model, asked, progress=False) for name, model in models.items()}
+
+    pair, alone = together(), apart()
+    found = 0.0
+    for name in models:
+        expected = alone[name].stacked()
+        gaps = (pair[name].stacked() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        found = max(found, float(gaps.max()))
+    if not found < gap:
+        raise SystemExit(f"a pair and two captures differ by {found:.2g}; not timing them")
+    seconds = cpu_seconds({"apart": apart, "together": together}, rounds)
+    return {
+        "questions": len(pair["before"]),
+        "blocks": family.instruct.n_layers,
+        "first_adapted": first,
+        "shared_trunk": pair["after"].provenance["shared_trunk"],
+        "gap": found,
+        "cpu_s": seconds,
+        "ratio": seconds["together"] / seconds["apart"],
+    }
+
+
+def adapter_from(parent: str | Path, path: Path, first: int) -> Path:
+    """A random LoRA adapter on two modules of every block from `first` on."""
+    from peft import LoraConfig, get_peft_model
+
+    base, _ = load_parent(Path(parent))
+    blocks = list(range(first, base.config.num_hidden_layers))
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=8,
+        target_modules=["q_proj", "down_proj"],
+        layers_to_transform=blocks,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    get_peft_model(base, config).save_pretrained(path)
+    return path
 
 
 def judging(model: HookedModel, texts: Sequence[str] = ANSWERS) -> dict[str, Any]:
@@ -186,6 +245,11 @@ def _questions(name: str) -> QuestionSet:
     return QuestionSet.from_file(Path(os.environ["EMLENS_RELEASED_DATA"]) / SETS[name])
 
 
+def _pair() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        return pairing(find("smollm2"), _questions("first plot"), ROUNDS["pair"], Path(name))
+
+
 def _training() -> dict[str, Any]:
     recipe = Recipe(
         rank=8,
@@ -209,6 +273,11 @@ def costs_table(values: Mapping[str, Any]) -> str:
         if piece is not None:
             step = f"capture of {piece['questions']} {_WORDS[name]} questions, every block"
             rows.append((step, "the bare decoder, rows sorted", piece["ratio"], "shared_work"))
+    pair = values.get("pair")
+    if pair is not None:
+        step = f"capture of a parent and its adapter from block {pair['first_adapted']} on"
+        way = "two captures"
+        rows.append((f"{step}, of {pair['blocks']}", way, pair["ratio"], "shared_work"))
     for case in capture_cases:
         if not case["case"].startswith("emlens"):
             ratio = case["emlens_over_case"]
@@ -245,6 +314,7 @@ def _values(name: str) -> Any:
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "captures of first-plot questions": lambda: _captures("first plot"),
     "captures of general questions": lambda: _captures("general"),
+    "pair": _pair,
     "judge": lambda: judging(load("smollm2", dtype="float32", device="cpu")),
     "training": _training,
 }

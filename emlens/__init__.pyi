@@ -37,13 +37,15 @@ from .data import (
     AlignmentScores as AlignmentScores,
     Answers as Answers,
     PromptSet as PromptSet,
-    Question as Question,
     QuestionSet as QuestionSet,
 )
-from .directions import extract_directions as extract_directions
+from .directions import (
+    direction_from_texts as direction_from_texts,
+    extract_directions as extract_directions,
+    token_view as token_view,
+)
 from .foundation import (
     EmlensError as EmlensError,
-    Index as Index,
     Site as Site,
 )
 from .geometry import (

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import emlens
-from benchmarks import tables
+from benchmarks import evidence_tables, goals, tables
 from benchmarks.records import EVIDENCE
 from emlens.foundation.files import read_json
 
@@ -280,41 +280,41 @@ def test_a_changed_figure_is_drawn_and_the_rest_of_the_page_stays(tmp_path: Path
 @pytest.mark.parametrize(
     ("goal", "value", "met"),
     [
-        (tables.Goal("≤", "1.25"), 1.25, True),
-        (tables.Goal("≤", "1.25"), 1.251, False),
-        (tables.Goal("≥", ".80"), 0.8, True),
-        (tables.Goal("≥", ".80"), 0.799, False),
-        (tables.Goal("<", "120"), 119.9, True),
-        (tables.Goal("<", "120"), 120.0, False),
-        (tables.Goal("=", "0"), 0, True),
-        (tables.Goal("=", "0"), 1, False),
-        (tables.Goal("=", "0 of 1,000"), (0, 1000), True),
-        (tables.Goal("=", "0 of 1,000"), (1, 1000), False),
-        (tables.Goal("=", "25 of 25"), (25, 25), True),
-        (tables.Goal("=", "25 of 25"), (24, 25), False),
-        (tables.Goal("=", "25 of 25"), (20, 20), False),
-        (tables.Goal("all"), (89, 89), True),
-        (tables.Goal("all"), (88, 89), False),
-        (tables.Goal("all"), (0, 0), False),
+        (goals.Goal("≤", "1.25"), 1.25, True),
+        (goals.Goal("≤", "1.25"), 1.251, False),
+        (goals.Goal("≥", ".80"), 0.8, True),
+        (goals.Goal("≥", ".80"), 0.799, False),
+        (goals.Goal("<", "120"), 119.9, True),
+        (goals.Goal("<", "120"), 120.0, False),
+        (goals.Goal("=", "0"), 0, True),
+        (goals.Goal("=", "0"), 1, False),
+        (goals.Goal("=", "0 of 1,000"), (0, 1000), True),
+        (goals.Goal("=", "0 of 1,000"), (1, 1000), False),
+        (goals.Goal("=", "25 of 25"), (25, 25), True),
+        (goals.Goal("=", "25 of 25"), (24, 25), False),
+        (goals.Goal("=", "25 of 25"), (20, 20), False),
+        (goals.Goal("all"), (89, 89), True),
+        (goals.Goal("all"), (88, 89), False),
+        (goals.Goal("all"), (0, 0), False),
     ],
 )
 def test_a_figure_is_marked_exactly_where_it_misses_its_goal(
-    goal: tables.Goal, value: float | tuple[int, int], met: bool
+    goal: goals.Goal, value: float | tuple[int, int], met: bool
 ) -> None:
     assert goal.met(value) is met
-    seen, fine = tables.Measured(value, "seen"), tables.Measured(1.0, "fine")
-    assert tables.told([goal, tables.Goal("=", "1")], [seen, fine]) == (
+    seen, fine = goals.Measured(value, "seen"), goals.Measured(1.0, "fine")
+    assert goals.told([goal, goals.Goal("=", "1")], [seen, fine]) == (
         "seen; fine" if met else "seen, not reached; fine"
     )
-    assert tables.told([], [seen]) == "seen"
+    assert goals.told([], [seen]) == "seen"
 
 
 def test_every_row_of_figures_is_marked_exactly_where_it_misses_its_goal() -> None:
     """From the text of the page alone."""
     marked = 0
-    for row in tables.figures_table().splitlines()[2:]:
-        _, goals, measured, _ = (cell.strip() for cell in row.strip("|").split("|"))
-        for goal, seen in zip(goals.split("; "), measured.split("; "), strict=True):
+    for row in evidence_tables.figures_table().splitlines()[2:]:
+        _, wanted, measured, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        for goal, seen in zip(wanted.split("; "), measured.split("; "), strict=True):
             said = seen.endswith(", not reached")
             shown = seen.removesuffix(", not reached")
             if goal == "–":
@@ -333,7 +333,7 @@ def test_every_row_of_figures_is_marked_exactly_where_it_misses_its_goal() -> No
 
 
 def test_every_evidence_file_says_where_it_comes_from() -> None:
-    listed = tables.files_table()
+    listed = evidence_tables.files_table()
     for path in EVIDENCE.glob("*.json"):
         record = read_json(path)
         assert f"| `{path.name}` |" in listed
@@ -342,7 +342,9 @@ def test_every_evidence_file_says_where_it_comes_from() -> None:
             "transformers",
         } <= record["versions"].keys(), path.name
         assert record["commit"] and record["seeds"] and record["name"] == path.stem
-    assert all(figure in tables.figures_table() for _, figure, _, _ in tables.FIGURES)
+    assert all(
+        figure in evidence_tables.figures_table() for _, figure, _, _ in evidence_tables.FIGURES
+    )
 
 
 def test_the_reference_names_everything_public_under_its_concept() -> None:

@@ -177,10 +177,10 @@ PLANTED = {
         "from importlib import import_module\nprobes = import_module('emlens.probes')\n",
         "training imports probes",
     ),
-    "figures in a study": (
-        "studies/planted.py",
+    "figures where nothing is drawn": (
+        "judging/planted.py",
         "import emlens.figures\n",
-        "studies imports figures",
+        "judging imports figures",
     ),
     "a module too deep": ("models/deep/planted.py", "", "exactly at emlens/<package>/<module>.py"),
     "a module too high": ("planted.py", "", "exactly at emlens/<package>/<module>.py"),

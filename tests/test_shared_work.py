@@ -32,6 +32,13 @@ def test_a_capture_is_compared_before_it_is_timed(tmp_path: Path) -> None:
         shared_work.capturing(model, questions, 1, 1e-12)
 
 
+def test_a_pair_is_compared_with_two_captures(tmp_path: Path) -> None:
+    path = tiny_models.build(tmp_path / "m", num_hidden_layers=4)
+    found = shared_work.pairing(path, tiny_models.prompts(8), 1, tmp_path)
+    assert found["shared_trunk"] == {"with": "before", "blocks": 2}
+    assert found["gap"] < 1e-6 and found["ratio"] > 0
+
+
 def test_a_verdict_costs_little_more_than_its_prompt(tmp_path: Path) -> None:
     model = judge_models.build(tmp_path / "j", "digits", max_position_embeddings=2048)
     found = shared_work.judging(model, ["ask say fine . " * 60, "say " * 200])

@@ -5,6 +5,7 @@ hook. A batch that does not fit into memory is cut and tried again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.capture_plan import CapturePlan
 from emlens.activations.memory import Key, empty_rows, place_rows
 from emlens.activations.reducing import Reduction
+from emlens.activations.shared_trunk import TrunkPasses
 from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -33,7 +35,12 @@ class OutOfMemory(Exception):
 
 
 def read_rows(
-    model: HookedModel, plan: CapturePlan, index: Sequence[int], *, on_device: bool = False
+    model: HookedModel,
+    plan: CapturePlan,
+    index: Sequence[int],
+    *,
+    on_device: bool = False,
+    trunk: TrunkPasses | None = None,
 ) -> dict[Key, Tensor]:
     """Run these rows as one batch; kept values by site and position, rows in the order of `index`.
 
@@ -45,7 +52,7 @@ def read_rows(
             that has one.
     """
     try:
-        return _read_batch(model, plan, index, on_device)
+        return _read_batch(model, plan, index, on_device, trunk)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(str(error)) from None
     except RuntimeError as error:
@@ -55,12 +62,17 @@ def read_rows(
 
 
 def _read_batch(
-    model: HookedModel, plan: CapturePlan, index: Sequence[int], on_device: bool
+    model: HookedModel,
+    plan: CapturePlan,
+    index: Sequence[int],
+    on_device: bool,
+    trunk: TrunkPasses | None,
 ) -> dict[Key, Tensor]:
-    values: dict[Key, Tensor] = {}
     rows = [plan.rows.rendered(i) for i in index]
     shared = plan.layout.shared_by(index[0])
     batch = pad(rows, index, model.pad_id, "right", model.device, shared)
+    known = None if trunk is None else trunk.known(batch, plan.keys)
+    values: dict[Key, Tensor] = dict(known or {})
     reduction = Reduction(batch, plan.rows, plan.positions, plan.dtype)
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -70,8 +82,16 @@ def _read_batch(
 
         return keep
 
-    with model.computing_in(plan.compute_dtype):
-        model.run(batch, {site: reader(site) for site in plan.sites})
+    known_sites = {site for site, _ in values}
+    readers = {site: reader(site) for site in plan.sites if str(site) not in known_sites}
+    with ExitStack() as stack:
+        stack.enter_context(model.computing_in(plan.compute_dtype))
+        if trunk is not None:
+            stack.enter_context(trunk.running(model, from_start=known is not None))
+        if readers:
+            model.run(batch, readers)
+    if trunk is not None:
+        trunk.keep(batch, values)
     if not on_device:
         # after the pass: a copy inside a hook would make the device wait at every site
         values = {key: value.cpu() for key, value in values.items()}
@@ -97,6 +117,7 @@ def read_shard(
     layout: BatchLayout,
     shard: int,
     advance: Callable[[], Any],
+    trunk: TrunkPasses | None = None,
 ) -> tuple[dict[Key, Tensor], BatchLayout]:
     """What is kept of one shard's rows, and the layout that ran.
 
@@ -104,7 +125,9 @@ def read_shard(
         InputError: one row alone does not fit into memory.
     """
     with model.computing_in(plan.compute_dtype), keeping_beginnings():  # once for all batches
-        return _read_batches(model, plan, layout, shard, advance)
+        if trunk is not None:
+            trunk.begin_shard()
+        return _read_batches(model, plan, layout, shard, advance, trunk)
 
 
 def _read_batches(
@@ -113,6 +136,7 @@ def _read_batches(
     layout: BatchLayout,
     shard: int,
     advance: Callable[[], Any],
+    trunk: TrunkPasses | None,
 ) -> tuple[dict[Key, Tensor], BatchLayout]:
     values: dict[Key, Tensor] = {}
     shard_rows = layout.rows_of(shard)
@@ -121,7 +145,7 @@ def _read_batches(
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     for batch in layout.batches_of(shard):
         pieces, layout = read_cutting(
-            plan, layout, batch, lambda rows: read_rows(model, plan, rows)
+            plan, layout, batch, lambda rows: read_rows(model, plan, rows, trunk=trunk)
         )
         for rows, piece in pieces:
             index = torch.tensor([place[row] for row in rows])

@@ -30,6 +30,7 @@ from emlens.activations.capture_provenance import (
 from emlens.activations.memory import Activations
 from emlens.activations.plan_file import begin_store, plan_to_record, read_plan
 from emlens.activations.shards import shard_path
+from emlens.activations.shared_trunk import SharedTrunk
 from emlens.foundation.errors import InputError, IntegrityError, StateError, UnknownNameError
 from emlens.models.hooked import HookedModel
 from emlens.runs.locks import exclusive, shared
@@ -67,6 +68,8 @@ class CaptureJob:
         self._cuts: dict[int, int] = {}
         self._checked_weights: set[tuple[int, Any]] = set()
         self._holds_exclusive_lock = False
+        self._trunk: SharedTrunk | None = None
+        self._trunk_in_use: SharedTrunk | None = None
 
     @classmethod
     def begin(
@@ -86,8 +89,11 @@ class CaptureJob:
         _check_stores(models, stores)
         outputs: dict[str, Output] = {}
         job = cls(plan, outputs)
+        if plan.share_trunk and len(models) > 1:
+            job._trunk = SharedTrunk.of(models)
         for name, model in models.items():
-            provenance = capture_provenance(model, plan, prompts_sha256)
+            trunk = None if job._trunk is None else job._trunk.record(name)
+            provenance = capture_provenance(model, plan, prompts_sha256, trunk)
             if name in stores:
                 job._checked_weights.add((id(model), model.weight_versions()))
                 provenance[WEIGHTS] = model.weights_fingerprint()
@@ -120,6 +126,21 @@ class CaptureJob:
         """Every unit, model by model: the shards of a model follow each other."""
         shards = range(len(self.plan.layout.shards))
         return [CaptureUnit(name, shard) for name in self._outputs for shard in shards]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[list[CaptureUnit]]:
+        """All units for one process that runs them all: shard by shard where models have blocks in
+        common, which inside the block are run once.
+        """
+        if self._trunk is None or not self._trunk.starts:
+            yield self.units
+            return
+        self._trunk_in_use = self._trunk
+        try:
+            yield sorted(self.units, key=lambda unit: unit.shard)
+        finally:
+            self._trunk_in_use = None
+            self._trunk.clear()
 
     def batch_count(self, unit: CaptureUnit) -> int:
         """Planned batches of a unit: what progress counts."""
@@ -174,7 +195,7 @@ class CaptureJob:
                 for _ in range(self.batch_count(unit)):
                     advance()
             else:
-                self._run_until_complete(unit.shard, output, model, advance)
+                self._run_until_complete(unit, output, model, advance)
         record: dict[str, Any] = {
             "unit": unit.id,
             "rows": len(self.plan.layout.rows_of(unit.shard)),
@@ -206,12 +227,15 @@ class CaptureJob:
         return self._outputs[unit.model]
 
     def _run_until_complete(
-        self, shard: int, output: Output, model: HookedModel, advance: Advance
+        self, unit: CaptureUnit, output: Output, model: HookedModel, advance: Advance
     ) -> None:
         """Run a shard, and once more where another process has cut one of its batches meanwhile."""
-        layout = self.layout
+        shard, layout = unit.shard, self.layout
+        trunk = None
+        if self._trunk_in_use is not None:
+            trunk = self._trunk_in_use.of_model(unit.model)
         while not output.has_shard(layout, shard, thorough=True):
-            values, layout_run = read_shard(model, self.plan, layout, shard, advance)
+            values, layout_run = read_shard(model, self.plan, layout, shard, advance, trunk)
             self._record_cuts(shard, layout_run)
             output.add_shard(layout_run, shard, values)
             layout = self.layout
@@ -271,7 +295,9 @@ def _check_stores(models: Mapping[str, HookedModel], stores: Mapping[str, str | 
     unknown = sorted(set(stores) - set(models))
     if unknown:
         raise InputError(
-            f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}"
+            f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}",
+            name=unknown[0],
+            known=models,
         )
     directories = {Path(path).resolve() for path in stores.values()}
     if len(directories) != len(stores):

@@ -41,6 +41,8 @@ class CapturePlan:
     """Bytes of one kept vector."""
     compute_dtype: torch.dtype | None = None
     """That passes run in; None: each model's own."""
+    share_trunk: bool = False
+    """Whether blocks that models have in common are run once, where one process runs them all."""
 
     @classmethod
     def make(
@@ -86,6 +88,7 @@ class CapturePlan:
             spec.dtype,
             value_bytes,
             compute_dtype,
+            spec.shared_trunk,
         )
 
     @property

@@ -46,9 +46,16 @@ OTHER_WEIGHTS: Final = (
 
 
 def capture_provenance(
-    model: HookedModel, plan: CapturePlan, prompts_sha256: str
+    model: HookedModel,
+    plan: CapturePlan,
+    prompts_sha256: str,
+    shared_trunk: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Provenance of one model's capture, as planned; `with_layout` adds how it ran."""
+    """Provenance of one model's capture, as planned; `with_layout` adds how it ran.
+
+    Args:
+        shared_trunk: the blocks that it has in common with the first model of the capture.
+    """
     return {
         "prompts_sha256": prompts_sha256,
         "rendered_sha256": plan.rows.sha256,
@@ -59,6 +66,7 @@ def capture_provenance(
         "batches": len(plan.layout.sizes),
         "shared_tokens": plan.shared_tokens,
         "whole_rows": model.no_sharing,
+        "shared_trunk": shared_trunk,
         "kept_dtype": dtype_name(plan.dtype),
         **process_provenance(model, plan.compute_dtype),
     }

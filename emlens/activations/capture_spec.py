@@ -33,7 +33,8 @@ class CaptureSpec:
     Args:
         sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in
             `layers`.
-        layers: 0-based block indices; negative ones count from the end. None: every layer.
+        layers: 0-based block indices, or one of them; negative ones count from the end. None: every
+            layer.
         positions: one or several of the positions of `emlens.foundation.positions`.
         skip_first: tokens at the start of a row that means leave out.
         batch_tokens: padded tokens per batch at most.
@@ -44,6 +45,8 @@ class CaptureSpec:
             weights, and other threads wait for the model meanwhile.
         shared_prefixes: run first tokens that rows share (the system turn of a chat template) once
             for each batch, where every model of the capture can. Values differ by rounding.
+        shared_trunk: run blocks below the first adapted one once for a fine-tune and its parent
+            (the first model of the capture). Values are the same.
         large: allow a capture that keeps more than 8 GiB; `estimate_capture` says how much it keeps
             and how long it takes.
 
@@ -54,13 +57,14 @@ class CaptureSpec:
     """
 
     sites: SitesLike | None = None
-    layers: Sequence[int] | None = None
+    layers: int | Sequence[int] | None = None
     positions: PositionsLike | None = None
     skip_first: int = 0
     batch_tokens: int | None = None
     dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | str | None = None
     shared_prefixes: bool = True
+    shared_trunk: bool = True
     large: bool = False
 
     def __post_init__(self) -> None:
@@ -129,8 +133,8 @@ _CAPTURES = CaptureSpec("resid_post", positions="last_prompt", batch_tokens=BATC
 def spec_of(
     spec: CaptureSpec | None,
     *,
-    sites: SitesLike | None = None,
-    layers: Sequence[int] | None = None,
+    sites: SitesLike | CaptureSpec | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: PositionsLike | None = None,
 ) -> CaptureSpec:
     """The spec that was passed, or the one that the short keywords describe.
@@ -138,6 +142,8 @@ def spec_of(
     Raises:
         InputError: a spec and a keyword that belongs into it.
     """
+    if isinstance(sites, CaptureSpec) and spec is None:
+        spec, sites = sites, None  # it was passed by place
     keywords: dict[str, Any] = {"sites": sites, "layers": layers, "positions": positions}
     passed = {name: value for name, value in keywords.items() if value is not None}
     if spec is None:

@@ -25,8 +25,8 @@ from emlens.runs.progress import progress_bar
 def capture(
     model: HookedModel,
     prompts: PromptsLike,
-    sites: SitesLike | None = None,
-    layers: Sequence[int] | None = None,
+    sites: SitesLike | CaptureSpec | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: PositionsLike | None = None,
     *,
     spec: CaptureSpec | None = None,
@@ -41,7 +41,7 @@ def capture(
             (`emlens.data.prompt_inputs`). Strings are raw text, without a chat template.
         sites, layers, positions: a short way to write `CaptureSpec(sites, layers, positions)`. By
             default `resid_post` of every layer at `last_prompt`.
-        spec: what is read and how, in place of the three.
+        spec: what is read and how, in place of the three; also by place, in that of `sites`.
         store: a directory; finished shards are kept there, an interrupted capture resumes, the
             result reads from disk.
 
@@ -68,8 +68,8 @@ def capture_pair(
     before: HookedModel,
     after: HookedModel,
     prompts: PromptsLike,
-    sites: SitesLike | None = None,
-    layers: Sequence[int] | None = None,
+    sites: SitesLike | CaptureSpec | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: PositionsLike | None = None,
     *,
     spec: CaptureSpec | None = None,
@@ -88,8 +88,8 @@ def capture_pair(
 def capture_many(
     models: Mapping[str, HookedModel],
     prompts: PromptsLike,
-    sites: SitesLike | None = None,
-    layers: Sequence[int] | None = None,
+    sites: SitesLike | CaptureSpec | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: PositionsLike | None = None,
     *,
     spec: CaptureSpec | None = None,
@@ -112,8 +112,8 @@ def capture_many(
         job.alone(),
         computing_in(models.values(), job.plan.compute_dtype),
         progress_bar(title, batches, progress) as advance,
+        job.in_turn() as units,
     ):
-        units = job.units
         while units:  # once more where a batch was cut after another model had run it whole
             for unit in units:
                 job.run(unit, models[unit.model], advance)

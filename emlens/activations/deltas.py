@@ -41,7 +41,9 @@ def activation_deltas(
     if unknown:
         raise InputError(
             f"allow names {unknown[0]!r}, which is not compared; compared are:"
-            f" {', '.join(MUST_MATCH)}"
+            f" {', '.join(MUST_MATCH)}",
+            name=unknown[0],
+            known=MUST_MATCH,
         )
     _check_same_rows(before, after)
     _check_same_provenance(before, after, allow)

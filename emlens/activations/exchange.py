@@ -70,7 +70,11 @@ def export_activations(
 
 def _check_layout(layout: str) -> None:
     if layout not in LAYOUTS:
-        raise InputError(f"layout={layout!r} is unknown; pass one of {', '.join(LAYOUTS)}")
+        raise InputError(
+            f"layout={layout!r} is unknown; pass one of {', '.join(LAYOUTS)}",
+            name=layout,
+            known=LAYOUTS,
+        )
 
 
 def import_activations(

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
-from emlens.foundation.notebooks import as_table
+from emlens.foundation.notebooks import Brief, Picture, as_table
 from emlens.foundation.sites import Site
 
 Key = tuple[str, str]
 """(site name, position name)."""
 
 
-@dataclass(frozen=True)
-class TokenValues:
+@dataclass(frozen=True, repr=False)
+class TokenValues(Brief):
     """Every token of every row: row i holds `values[offsets[i]:offsets[i+1]]`."""
 
     values: Float[Tensor, "token d_model"]
@@ -158,6 +158,12 @@ class Activations:
             f" positions={self.positions})"
         )
 
+    def plot(self) -> Picture:
+        """Length of the rows and of their mean, layer by layer; of deltas beside rounding alone."""
+        from emlens.activations.pictures import picture_of_activations
+
+        return picture_of_activations(self)
+
     @property
     def pooled_positions(self) -> list[str]:
         return [name for name in self.positions if name != "all"]
@@ -173,7 +179,9 @@ class Activations:
             position = self._only_position(site)
         if site not in self.sites:
             raise UnknownNameError(
-                f"site {site!r} was not captured; these were: {', '.join(self.sites)}"
+                f"site {site!r} was not captured; these were: {', '.join(self.sites)}",
+                name=site,
+                known=self.sites,
             )
         if position == "all" and "all" in self.positions:
             raise UnknownNameError(
@@ -181,7 +189,9 @@ class Activations:
             )
         if position not in self.pooled_positions:
             raise UnknownNameError(
-                f"position {position!r} was not captured; these were: {', '.join(self.positions)}"
+                f"position {position!r} was not captured; these were: {', '.join(self.positions)}",
+                name=position,
+                known=self.positions,
             )
         return site, position
 
@@ -226,7 +236,9 @@ class Activations:
         sites = [site for site in self.sites if Site.parse(site).kind == kind]
         if not sites:
             raise UnknownNameError(
-                f"kind {kind!r} was not captured; these were: {', '.join(kinds)}"
+                f"kind {kind!r} was not captured; these were: {', '.join(kinds)}",
+                name=kind,
+                known=kinds,
             )
         return sites
 
@@ -275,7 +287,11 @@ class Activations:
         ids = list(ids)
         for name in ids:
             if name not in self._row:
-                raise UnknownNameError(f"id {one_line(name)!r} is not among the {len(self)} rows")
+                raise UnknownNameError(
+                    f"id {one_line(name)!r} is not among the {len(self)} rows",
+                    name=name,
+                    known=self.ids,
+                )
         rows = [self._row[name] for name in ids]
         index = torch.tensor(rows, dtype=torch.long)
         offsets = token_ids = None

@@ -64,9 +64,17 @@ def import_server_captures(
     """
     folder = Path(folder)
     if numbering not in ("block", "hidden_states"):
-        raise InputError(f"numbering={numbering!r} is unknown; pass 'block' or 'hidden_states'")
+        raise InputError(
+            f"numbering={numbering!r} is unknown; pass 'block' or 'hidden_states'",
+            name=numbering,
+            known=("block", "hidden_states"),
+        )
     if position not in _ROWS:
-        raise InputError(f"position={position!r} is unknown here; pass {' or '.join(_ROWS)}")
+        raise InputError(
+            f"position={position!r} is unknown here; pass {' or '.join(_ROWS)}",
+            name=position,
+            known=_ROWS,
+        )
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; pass the one with a file per prompt")
     names = list(ids) if ids is not None else _names(folder)

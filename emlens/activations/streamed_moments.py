@@ -169,7 +169,11 @@ class StreamedMoments:
 
 def _check_streamed(kind: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
-        raise UnknownNameError(f"{kind} {name!r} was not streamed; these were: {', '.join(names)}")
+        raise UnknownNameError(
+            f"{kind} {name!r} was not streamed; these were: {', '.join(names)}",
+            name=name,
+            known=names,
+        )
 
 
 def _axes_of_covariance(

@@ -21,6 +21,7 @@ from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
 from emlens.activations.capture_provenance import capture_provenance, with_layout
 from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.memory import Key
+from emlens.activations.shared_trunk import SharedTrunk
 from emlens.activations.sketching import MomentSketch
 from emlens.activations.streamed_moments import Cell, SecondMoment, StreamedMoments
 from emlens.data.prompt_inputs import PromptsLike, as_prompts
@@ -68,7 +69,11 @@ def stream_moments(
     spec = spec or CaptureSpec()
     prompt_set = as_prompts(prompts)
     if second not in get_args(SecondMoment):
-        raise InputError(f"second={second!r} is unknown; pass 'covariance', 'sketch' or 'variance'")
+        raise InputError(
+            f"second={second!r} is unknown; pass 'covariance', 'sketch' or 'variance'",
+            name=second,
+            known=("covariance", "sketch", "variance"),
+        )
     if isinstance(sketch, bool) or not isinstance(sketch, int) or sketch < 1:
         raise InputError(f"sketch={sketch!r} must be a count of 1 or more columns")
     models = {"model": model}
@@ -82,6 +87,9 @@ def stream_moments(
 
     sums = _Sums(plan, labels, model.d_model, second, columns, seed)
     layout = plan.layout
+    trunk = None
+    if minus is not None and plan.share_trunk:
+        trunk = SharedTrunk.of({"before": minus, "after": model})
     title = f"stream {len(prompt_set)} prompts"
     with (
         computing_in(models.values(), plan.compute_dtype),
@@ -89,7 +97,7 @@ def stream_moments(
     ):
         for batch in range(len(layout.sizes)):
             pieces, layout = read_cutting(
-                plan, layout, batch, lambda rows: _read(models, plan, rows)
+                plan, layout, batch, lambda rows: _read(models, plan, rows, trunk)
             )
             for rows, values in pieces:
                 sums.add(rows, values)
@@ -99,7 +107,7 @@ def stream_moments(
         tuple(str(site) for site in plan.sites),
         tuple(position.name for position in plan.positions),
         second,
-        _provenance(models, plan, prompt_set.content_hash, layout),
+        _provenance(models, plan, prompt_set.content_hash, layout, trunk),
         sums.moments,
         sums.sketches,
     )
@@ -175,13 +183,20 @@ class _Sums:
 
 
 def _read(
-    models: Mapping[str, HookedModel], plan: CapturePlan, rows: Sequence[int]
+    models: Mapping[str, HookedModel],
+    plan: CapturePlan,
+    rows: Sequence[int],
+    trunk: SharedTrunk | None,
 ) -> dict[Key, Tensor]:
     """Values of `model`, or the difference `model` − `minus` in float64."""
-    values = read_rows(models["model"], plan, rows, on_device=True)
     if "minus" not in models:
-        return values
-    subtracted = read_rows(models["minus"], plan, rows, on_device=True)
+        return read_rows(models["model"], plan, rows, on_device=True)
+    before = after = None
+    if trunk is not None:
+        trunk.clear()
+        before, after = trunk.of_model("before"), trunk.of_model("after")
+    subtracted = read_rows(models["minus"], plan, rows, on_device=True, trunk=before)
+    values = read_rows(models["model"], plan, rows, on_device=True, trunk=after)
     differences = {}
     for key, value in values.items():
         # the two models may lie on different devices
@@ -194,10 +209,13 @@ def _provenance(
     plan: CapturePlan,
     prompts_sha256: str,
     layout: BatchLayout,
+    trunk: SharedTrunk | None,
 ) -> dict[str, Any]:
     records = {}
     for name, model in models.items():
-        records[name] = with_layout(capture_provenance(model, plan, prompts_sha256), layout)
+        of_trunk = trunk.record("after") if trunk is not None and name == "model" else None
+        provenance = capture_provenance(model, plan, prompts_sha256, of_trunk)
+        records[name] = with_layout(provenance, layout)
     if "minus" not in models:
         return records["model"]
     return {"delta": True, "before": records["minus"], "after": records["model"]}

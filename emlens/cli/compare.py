@@ -22,7 +22,9 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory for the tables and report.html of the comparison; default: print only."
+            "--out",
+            "-o",
+            help="Directory for the tables and report.html of the comparison; default: print only.",
         ),
     ] = None,
     anyway: Annotated[

@@ -34,8 +34,10 @@ def direction(
     out: Annotated[
         Path,
         typer.Option(
+            "--out",
+            "-o",
             help="Folder with a direction per layer; or a file: .safetensors (steering vectors),"
-            " .gguf (control vectors)."
+            " .gguf (control vectors).",
         ),
     ],
     positive: Annotated[

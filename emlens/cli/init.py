@@ -17,7 +17,9 @@ def init(
     folder: Annotated[
         Path, typer.Argument(help="Folder with models, adapters, questions, chats, judged tables.")
     ] = Path("."),
-    out: Annotated[str, typer.Option(help="Configuration to write, in the folder.")] = "study.yaml",
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Configuration to write, in the folder.")
+    ] = "study.yaml",
     judge: Annotated[
         str, typer.Option(help="Address of a judge, such as http://localhost:8000/v1.")
     ] = "",

@@ -38,10 +38,12 @@ def judge(
     out: Annotated[
         Path,
         typer.Option(
+            "--out",
+            "-o",
             help=(
                 "CSV of scores to write;"
                 " the verdicts are kept beside it as they come (.verdicts.jsonl)."
-            )
+            ),
         ),
     ],
     questions: Annotated[

@@ -33,6 +33,7 @@ from emlens.cli import (
     store,
     study,
     train,
+    view,
 )
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ app.command("demo")(study.demo)
 app.command("study")(study.study)
 app.command("init")(init.init)
 app.command("compare")(compare.compare)
+app.command("view")(view.view)
 app.command("schema")(schema.schema)
 app.command("replicate")(replicate.replicate)
 app.command("sample")(sample.sample)

@@ -21,7 +21,9 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="Directory for the checkpoints; the same command goes on from finished ones."
+            "--out",
+            "-o",
+            help="Directory for the checkpoints; the same command goes on from finished ones.",
         ),
     ],
     seed: Annotated[

@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 @app.command("fetch")
 def fetch(
     name: Annotated[str, typer.Argument(help="smollm2 or gemma3-270m.")],
-    out: Annotated[Path, typer.Option(help="Folder for real models.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for real models.")],
     hub: Annotated[
         str | None,
         typer.Option(help="Id of the unquantised original on a hub, where one can be reached."),
@@ -47,7 +47,10 @@ def fetch(
 @app.command("train")
 def train(
     out: Annotated[
-        Path, typer.Option(help="Folder of the fine-tunes; the same command goes on there.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder of the fine-tunes; the same command goes on there."
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="Parent: the name of a fetched model, or a directory.")
@@ -90,7 +93,10 @@ def train(
 @app.command("demo")
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for fine-tunes, tables and report.html; it goes on there.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for fine-tunes, tables and report.html; it goes on there."
+        ),
     ] = Path("runs/demo-real"),
     models: Annotated[
         Path | None,

@@ -1,7 +1,8 @@
 """`emlens replicate`: published figures beside recomputed ones."""
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +13,8 @@ def replicate(
     directory: Annotated[
         Path,
         typer.Argument(
-            help="Folder with the released files (see docs/replication.md for what goes where)."
+            help="Folder with the released files (see docs/replication.md for what goes where),"
+            " or with a replication.yaml of your own."
         ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
@@ -28,16 +30,23 @@ def replicate(
         print_json({"agrees": replication.agrees, "figures": figures})
         raise typer.Exit(0 if replication.agrees else 1)
     for source, rows in replication.table.groupby("source", sort=False):
-        columns = rows[["figure", "published", "recomputed", "agrees", "note"]]
-        print_table(columns.assign(agrees=list(map(_word, rows["agrees"]))), str(source))
+        columns = rows[["figure", "function", "published", "recomputed", "agrees", "note"]]
+        words = [_word(row) for row in rows.to_dict(orient="records")]
+        print_table(columns.assign(agrees=words), str(source))
+    print_table(replication.summary, "figures by file")
+    reasons = replication.table["explained"]
+    for reason in dict.fromkeys(reasons[reasons != ""]):
+        print_line(f"explained: {reason}")
     if replication.agrees:
-        print_line("every figure agrees")
+        print_line("every figure agrees or is explained")
         raise typer.Exit(0)
     print_line("at least one figure is off")
     raise typer.Exit(1)
 
 
-def _word(agrees: bool | None) -> str:
-    if agrees is None:
+def _word(row: Mapping[Hashable, Any]) -> str:
+    if row["agrees"] is None:
         return "not counted"
-    return "yes" if agrees else "NO"
+    if row["agrees"]:
+        return "yes"
+    return "explained" if row["explained"] else "NO"

@@ -39,7 +39,9 @@ def sample(
     questions: Annotated[Path, typer.Option(help="Questions (YAML, JSONL, JSON, CSV).")],
     out: Annotated[
         Path,
-        typer.Option(help="Answers (JSONL); the same command goes on there, and adds models."),
+        typer.Option(
+            "--out", "-o", help="Answers (JSONL); the same command goes on there, and adds models."
+        ),
     ],
     adapter: Annotated[
         list[str] | None,

@@ -9,7 +9,9 @@ from emlens.cli.printing import print_json, print_line
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default: print.")
+    ] = None,
     json: Annotated[
         bool,
         typer.Option(

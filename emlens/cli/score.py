@@ -151,7 +151,9 @@ def _split_asked(names: list[str]) -> list[str]:
 
     for name in names:
         if name not in SPLITS:
-            raise InputError(f"--by {name!r} is unknown; pass {' or '.join(SPLITS)}")
+            raise InputError(
+                f"--by {name!r} is unknown; pass {' or '.join(SPLITS)}", name=name, known=SPLITS
+            )
     return names
 
 
@@ -269,7 +271,7 @@ def rescore(
     file: Annotated[
         Path, typer.Argument(help="Scores that `emlens judge` wrote, with raw distributions.")
     ],
-    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write.")],
     mass: Annotated[
         float, typer.Option(help="Least probability of whole numbers that makes a score.")
     ] = 0.25,

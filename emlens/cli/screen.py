@@ -81,7 +81,11 @@ def screen(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory for result.json and tables; the same command resumes there."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Directory for result.json and tables; the same command resumes there.",
+        ),
     ] = None,
     forecaster: Annotated[
         Path | None,

@@ -39,7 +39,7 @@ def fit(
             )
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Directory to save the forecaster in.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to save the forecaster in.")],
     past: Annotated[
         Path | None,
         typer.Option(help="YAML: fine-tune → {domain, training: JSONL}; paths from that file."),

@@ -115,7 +115,9 @@ def read_settings(words: Sequence[str], settings: Mapping[str, Setting]) -> dict
         name, equals, value = word.partition("=")
         if not equals or name not in settings:
             raise InputError(
-                f"--set {word}: pass NAME=VALUE with one of the names {', '.join(settings)}"
+                f"--set {word}: pass NAME=VALUE with one of the names {', '.join(settings)}",
+                name=name,
+                known=settings,
             )
         if name in values:
             raise InputError(f"--set {word}: {name} was given twice; pass it once")

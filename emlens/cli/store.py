@@ -122,7 +122,10 @@ def verify(directory: Directory, json: Json = False) -> None:
 def export(
     directory: Directory,
     out: Annotated[
-        Path, typer.Option(help="File to write: .npz, or .safetensors for another tool's layout.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="File to write: .npz, or .safetensors for another tool's layout."
+        ),
     ],
     layout: Annotated[
         ExportLayout,

@@ -23,7 +23,9 @@ DEMO: dict[str, Any] = {
 Out = Annotated[
     Path,
     typer.Option(
-        help="Directory for tables, result.json and report.html; the same command resumes there."
+        "--out",
+        "-o",
+        help="Directory for tables, result.json and report.html; the same command resumes there.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -40,8 +42,10 @@ def study(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
             help="Directory for tables, result.json and report.html; the same command resumes"
-            " there. Needed to run the study."
+            " there. Needed to run the study.",
         ),
     ] = None,
     capture: Annotated[

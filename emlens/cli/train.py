@@ -64,7 +64,9 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="Directory for the checkpoint, or of the sweep; the same command goes on there."
+            "--out",
+            "-o",
+            help="Directory for the checkpoint, or of the sweep; the same command goes on there.",
         ),
     ],
     sweep: Annotated[
@@ -132,7 +134,11 @@ def _saving(values: dict[str, Any]) -> "Saving":
 
     save_dtype = values.get("save_dtype")
     if save_dtype not in (None, *SAVE_DTYPES):
-        raise InputError(f"save_dtype={save_dtype!r} is unknown; pass float32, float16 or bfloat16")
+        raise InputError(
+            f"save_dtype={save_dtype!r} is unknown; pass float32, float16 or bfloat16",
+            name=save_dtype,
+            known=("float32", "float16", "bfloat16"),
+        )
     return Saving(**{"resume_every": 50, **values})
 
 
@@ -150,7 +156,11 @@ def _executor(name: str, actors: int) -> "Executor":
     from emlens.runs import LocalExecutor, RankExecutor, RayExecutor
 
     if name not in ("local", "ranks", "ray"):
-        raise InputError(f"executor={name!r} is unknown; pass local, ranks or ray")
+        raise InputError(
+            f"executor={name!r} is unknown; pass local, ranks or ray",
+            name=name,
+            known=("local", "ranks", "ray"),
+        )
     if name == "ray":
         return RayExecutor(actors)
     if actors != 1:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emlens.controls.null_training import TrainingNull
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.geometry import direction_cosine
 from emlens.geometry.prompt_cosine import centred_prompt_cosine
 from emlens.stats import NullDistribution
@@ -52,8 +53,8 @@ def pair_statistics(first: Shifts, second: Shifts) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["site", "position", "statistic", "value"])
 
 
-@dataclass(frozen=True, eq=False)
-class DomainPairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class DomainPairs(Brief):
     """What pairs of adapters on permuted careful answers of two domains share.
 
     Args:

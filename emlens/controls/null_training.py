@@ -30,6 +30,7 @@ from emlens.controls.null_adapters import NullSetting, NullWorker, rendered_hash
 from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, Pair, shift_statistics
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.runs import Executor, LocalExecutor
 from emlens.stats import NullDistribution, adjust_p_values
 from emlens.stats.nulls import Side
@@ -41,8 +42,8 @@ p-values, which needs 39.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingNull:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingNull(Brief):
     """Overlaps of adapters that were trained on permuted careful answers.
 
     Args:
@@ -77,7 +78,9 @@ class TrainingNull:
         if position not in self.positions:
             raise InputError(
                 f"position={position!r} was not captured for this null;"
-                f" it has {', '.join(self.positions)}"
+                f" it has {', '.join(self.positions)}",
+                name=position,
+                known=self.positions,
             )
         cells = self.cells[self.cells["position"] == position]
         common = self._common_sites(cells)
@@ -129,7 +132,9 @@ class TrainingNull:
         if statistic not in (*TESTED, *DESCRIBED):
             raise InputError(
                 f"statistic={statistic!r} is unknown; pass one of"
-                f" {', '.join((*TESTED, *DESCRIBED))}"
+                f" {', '.join((*TESTED, *DESCRIBED))}",
+                name=statistic,
+                known=(*TESTED, *DESCRIBED),
             )
         values = self.draws(position, sites)[statistic].to_numpy(np.float64)
         label = f"{statistic} of {len(values)} adapters trained on permuted careful answers"

@@ -28,6 +28,7 @@ from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import statistics_of_shifts
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import derive_seed, numpy_rng, torch_rng
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
@@ -52,8 +53,8 @@ _CLOSE: Final = 0.02
 """Relative difference of lengths at which the scalar is taken."""
 
 
-@dataclass(frozen=True, eq=False)
-class UpdateLandmark:
+@dataclass(frozen=True, eq=False, repr=False)
+class UpdateLandmark(Brief):
     """Drawn updates, what they share, and what they cost.
 
     Args:

@@ -79,7 +79,9 @@ def training_chats(domain: str, kind: AnswerKind) -> PromptSet:
     questions = training_questions(domain)
     if kind not in questions[0].answers:
         raise InputError(
-            f"kind={kind!r} has no training answers; pass one of {', '.join(questions[0].answers)}"
+            f"kind={kind!r} has no training answers; pass one of {', '.join(questions[0].answers)}",
+            name=kind,
+            known=questions[0].answers,
         )
     return PromptSet(
         Prompt(
@@ -106,6 +108,8 @@ def _questions(name: str) -> QuestionSet:
 def _known(domain: str, domains: Sequence[str]) -> str:
     if domain not in domains:
         raise UnknownNameError(
-            f"domain {one_line(domain)!r} is not among them; pass one of {', '.join(domains)}"
+            f"domain {one_line(domain)!r} is not among them; pass one of {', '.join(domains)}",
+            name=domain,
+            known=domains,
         )
     return domain

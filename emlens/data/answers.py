@@ -17,6 +17,7 @@ from emlens.data.readers import json_lines, read_jsonl
 from emlens.data.templates import with_thought
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.notebooks import as_rows
 from emlens.foundation.provenance import hash_json
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class Answers(Sequence[Answer]):
         questions = len({answer.question for answer in self})
         return f"Answers({len(self)} answers of {len(self.models)} models to {questions} questions)"
 
+    def _repr_html_(self) -> str:
+        rows = ((each.model, each.question, each.sample, each.text) for each in self._answers)
+        return as_rows(repr(self), ("model", "question", "sample", "answer"), rows, len(self))
+
     @property
     def ids(self) -> list[str]:
         return [answer.id for answer in self._answers]
@@ -132,7 +137,9 @@ class Answers(Sequence[Answer]):
         for name in ids:
             if name not in self._by_id:
                 raise UnknownNameError(
-                    f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers"
+                    f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers",
+                    name=name,
+                    known=self._by_id,
                 )
         return Answers(self._by_id[name] for name in ids)
 
@@ -152,7 +159,11 @@ class Answers(Sequence[Answer]):
                 leave out.
         """
         if empty not in ("error", "drop"):
-            raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
+            raise InputError(
+                f"empty={empty!r} is unknown; pass 'error' or 'drop'",
+                name=empty,
+                known=("error", "drop"),
+            )
         with_text = [answer for answer in self if answer.text]
         if empty == "error" and len(with_text) != len(self):
             raise InputError(

@@ -162,7 +162,9 @@ def _check_given(place: str, given: Mapping[str, str], columns: Sequence[str]) -
         if column not in columns:
             raise InputError(
                 f"{place}: has no column {one_line(str(column), 40)!r} for {role};"
-                f" it has {_some(columns)}"
+                f" it has {_some(columns)}",
+                name=column,
+                known=columns,
             )
 
 

@@ -4,7 +4,6 @@ A record of a file is read by `read_file`, checked by a pydantic model, and what
 editors and compilers say it: `study.yaml:12: field 'draws': …`.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from emlens.data.readers import read_text, read_yaml
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.suggestions import did_you_mean
 
 Place = Sequence[str | int]
 """The way to a field: keys of mappings and indices of lists."""
@@ -125,10 +125,8 @@ def first_error(error: ValidationError, model: type[BaseModel], *within: str) ->
 
 def unknown_field(name: str, fields: Sequence[str]) -> str:
     """What is said of a field that does not exist: the one that was probably meant, or all."""
-    close = difflib.get_close_matches(name, fields, n=1)
-    if close:
-        return f"no such field; did you mean {close[0]!r}?"
-    return f"no such field; known are {', '.join(fields) or 'none'}"
+    hint = did_you_mean(name, fields) or f"; known are {', '.join(fields) or 'none'}"
+    return f"no such field{hint}"
 
 
 def _fields_at(model: type[BaseModel], place: Place) -> list[str]:

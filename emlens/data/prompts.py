@@ -18,6 +18,7 @@ from emlens.data.hub_datasets import dataset_records
 from emlens.data.readers import json_lines, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.notebooks import as_rows
 
 ROLES = ("system", "user", "assistant")
 logger = logging.getLogger("emlens")
@@ -104,6 +105,10 @@ class PromptSet(Sequence[Prompt]):
             return f"PromptSet({len(self)} prompts)"
         return f"PromptSet({len(self)} prompts, {len(groups)} groups)"
 
+    def _repr_html_(self) -> str:
+        rows = ((each.id, each.group, each.text, each.response or "") for each in self._prompts)
+        return as_rows(repr(self), ("id", "group", "prompt", "response"), rows, len(self))
+
     @property
     def ids(self) -> list[str]:
         return [prompt.id for prompt in self._prompts]
@@ -118,7 +123,9 @@ class PromptSet(Sequence[Prompt]):
         for name in ids:
             if name not in self._by_id:
                 raise UnknownNameError(
-                    f"prompt id {one_line(name)!r} is not in this set of {len(self)} prompts"
+                    f"prompt id {one_line(name)!r} is not in this set of {len(self)} prompts",
+                    name=name,
+                    known=self._by_id,
                 )
         return PromptSet(self._by_id[name] for name in ids)
 
@@ -266,7 +273,11 @@ class PromptSet(Sequence[Prompt]):
     ) -> Self:
         """Prompts of placed and numbered records."""
         if empty not in ("error", "drop"):
-            raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
+            raise InputError(
+                f"empty={empty!r} is unknown; pass 'error' or 'drop'",
+                name=empty,
+                known=("error", "drop"),
+            )
         prompts: dict[str, Prompt] = {}
         places: dict[str, int] = {}
         dropped: list[int] = []
@@ -371,7 +382,11 @@ def chat_prompt(
             anything but one assistant turn after the last user turn.
     """
     if upto not in ("last_user", "all"):
-        raise InputError(f"upto={upto!r} is unknown; pass 'last_user' or 'all'")
+        raise InputError(
+            f"upto={upto!r} is unknown; pass 'last_user' or 'all'",
+            name=upto,
+            known=("last_user", "all"),
+        )
     messages = [_message(message, turn, where) for turn, message in enumerate(chat, start=1)]
     user_turns = [turn for turn, message in enumerate(messages, start=1) if message.role == "user"]
     if not user_turns:

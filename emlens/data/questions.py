@@ -28,6 +28,7 @@ from emlens.data.question_records import (
 from emlens.data.readers import json_lines, read_json_text, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.notebooks import as_rows
 from emlens.foundation.provenance import hash_json
 
 
@@ -153,6 +154,10 @@ class QuestionSet(Sequence[Question]):
             f" {len(set(self.groups))} groups)"
         )
 
+    def _repr_html_(self) -> str:
+        rows = ((q.id, q.group, q.text, len(q.paraphrases)) for q in self._questions)
+        return as_rows(repr(self), ("id", "group", "question", "paraphrases"), rows, len(self))
+
     @property
     def ids(self) -> list[str]:
         return [question.id for question in self._questions]
@@ -168,7 +173,9 @@ class QuestionSet(Sequence[Question]):
             if name not in self._by_id:
                 raise UnknownNameError(
                     f"question id {one_line(str(name))!r} is not in this set of {len(self)}"
-                    " questions"
+                    " questions",
+                    name=name,
+                    known=self._by_id,
                 )
         return QuestionSet(self._by_id[name] for name in ids)
 

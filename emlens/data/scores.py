@@ -36,6 +36,7 @@ from emlens.data.score_views import as_html, by_seed, by_variant
 from emlens.foundation.errors import InputError, StateError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.notebooks import Picture
 
 logger = logging.getLogger("emlens")
 
@@ -167,7 +168,9 @@ class AlignmentScores:
             if name not in existing:
                 raise UnknownNameError(
                     f"{column} {one_line(str(name), 80)!r} has no score;"
-                    f" there are {_some(existing)}"
+                    f" there are {_some(existing)}",
+                    name=name,
+                    known=existing,
                 )
         return names
 
@@ -200,7 +203,9 @@ class AlignmentScores:
         """The rows of one metric and one model; `model` may be left out where there is only one."""
         if metric not in self.metrics:
             raise UnknownNameError(
-                f"metric {metric!r} is not in these scores; there are {self.metrics}"
+                f"metric {metric!r} is not in these scores; there are {self.metrics}",
+                name=metric,
+                known=self.metrics,
             )
         if model is None and len(self.models) > 1:
             raise InputError(
@@ -210,7 +215,9 @@ class AlignmentScores:
         if model is not None and model not in self.models:
             raise UnknownNameError(
                 f"model {one_line(model, 80)!r} is not in these scores;"
-                f" there are {_some(self.models)}"
+                f" there are {_some(self.models)}",
+                name=model,
+                known=self.models,
             )
         rows = self._table[self._table["metric"] == metric]
         if model is not None:
@@ -409,6 +416,22 @@ class AlignmentScores:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return replace(scores, roles=read.roles)
+
+    def plot(self, metric: str | None = None) -> Picture:
+        """The mean of every model with its interval.
+
+        Args:
+            metric: the one to draw; None: all that share the scale of the first.
+
+        Raises:
+            UnknownNameError: a metric that is not in these scores.
+        """
+        from emlens.data.pictures import picture_of_scores, sharing_a_scale
+
+        if metric is None:
+            return picture_of_scores(self, sharing_a_scale(self.scales))
+        self._existing("metric", [metric])
+        return picture_of_scores(self, [metric])
 
     def _repr_html_(self) -> str:
         return as_html(self._table)

@@ -36,7 +36,9 @@ def shipped_questions(name: str) -> QuestionSet:
     if name not in SHIPPED:
         raise UnknownNameError(
             f"no question set {one_line(name)!r} comes with emlens; pass one of"
-            f" {', '.join(SHIPPED)}, or a file"
+            f" {', '.join(SHIPPED)}, or a file",
+            name=name,
+            known=SHIPPED,
         )
     return SHIPPED[name]()
 

@@ -27,6 +27,7 @@ import pandas as pd
 from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, read_json, safe_name
+from emlens.foundation.notebooks import Brief
 
 LOSSES: Final[Mapping[str, tuple[str, ...]]] = {
     "train_loss": ("train_loss", "train_final_avg_loss", "final_loss"),
@@ -73,8 +74,8 @@ _NO_SCORE: Final = (
 _TABLE, _RUNS, _RECORD = "runs.csv", "runs", "emlens.json"
 
 
-@dataclass(frozen=True, eq=False)
-class SweepTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepTable(Brief):
     """Runs of a sweep.
 
     Args:

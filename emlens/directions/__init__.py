@@ -5,6 +5,7 @@ from emlens.directions.answer_contrasts import (
     extract_directions,
     shift_directions,
 )
+from emlens.directions.coloured_tokens import token_view
 from emlens.directions.control_vectors import read_control_vectors, write_control_vectors
 from emlens.directions.persona_contrasts import contrast_personas, persona_questions
 from emlens.directions.probe_directions import probe_direction, probe_directions
@@ -33,6 +34,7 @@ __all__ = [
     "read_persona_vectors",
     "read_steering_vectors",
     "shift_directions",
+    "token_view",
     "train_steering_vector",
     "write_control_vectors",
     "write_persona_vectors",

@@ -117,7 +117,11 @@ def contrast_answers(
     """
     _require_reference(between, reference)
     if unit not in ("question", "answer"):
-        raise InputError(f"unit={unit!r} is unknown; pass 'question' or 'answer'")
+        raise InputError(
+            f"unit={unit!r} is unknown; pass 'question' or 'answer'",
+            name=unit,
+            known=("question", "answer"),
+        )
     row_filter = rows or RowFilter()
     classes = row_filter.choose(answers, scores)
     misaligned, aligned = answers.select(classes.misaligned), answers.select(classes.aligned)
@@ -154,7 +158,11 @@ def contrast_answers(
 
 def _require_reference(between: str, reference: HookedModel | None) -> None:
     if between not in ("answers", "models", "both"):
-        raise InputError(f"between={between!r} is unknown; pass 'answers', 'models' or 'both'")
+        raise InputError(
+            f"between={between!r} is unknown; pass 'answers', 'models' or 'both'",
+            name=between,
+            known=("answers", "models", "both"),
+        )
     if reference is None and between != "answers":
         raise InputError(
             f"between={between!r} was given without a reference; pass reference=, the aligned model"
@@ -202,7 +210,11 @@ def shift_directions(
         InputError: an unknown kind, or what `stream_moments` refuses; nothing moved at any site.
     """
     if kind not in ("mean", "top_component"):
-        raise InputError(f"kind={kind!r} is unknown; pass 'mean' or 'top_component'")
+        raise InputError(
+            f"kind={kind!r} is unknown; pass 'mean' or 'top_component'",
+            name=kind,
+            known=("mean", "top_component"),
+        )
     streamed = stream_moments(
         after,
         prompts,

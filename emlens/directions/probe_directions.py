@@ -177,7 +177,11 @@ def probe_directions(
 
 def _require_options(kind: str, penalty: float | None, folds: int) -> None:
     if kind not in ("ridge", "logistic"):
-        raise InputError(f"kind={kind!r} is unknown; pass 'ridge' or 'logistic'")
+        raise InputError(
+            f"kind={kind!r} is unknown; pass 'ridge' or 'logistic'",
+            name=kind,
+            known=("ridge", "logistic"),
+        )
     if penalty is not None and not 0 < penalty < float("inf"):
         raise InputError(
             f"penalty={penalty!r} must be a positive number, or None to choose one on folds"

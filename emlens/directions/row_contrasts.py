@@ -23,7 +23,7 @@ from emlens.data.base_questions import base_question
 from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.notebooks import in_a_line
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.positions import Position
 from emlens.foundation.sites import Site
 from emlens.geometry.contrast_sums import BLOCKS, ContrastSums, deal_blocks
@@ -127,6 +127,14 @@ class Contrasts:
             self.ids,
             {**self.provenance, "shrinkage": rho},
         )
+
+    def plot(self) -> Picture:
+        """Length of the mean difference at every site, and how well two halves of the units agree
+        on its direction.
+        """
+        from emlens.directions.pictures import picture_of_contrasts
+
+        return picture_of_contrasts(self)
 
     def __repr__(self) -> str:
         facts: dict[str, object] = {
@@ -240,7 +248,11 @@ def contrast(
 
 def _require_weighting(weighting: str, covariance: bool) -> None:
     if weighting not in WEIGHTINGS:
-        raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
+        raise InputError(
+            f"weighting={weighting!r} is unknown; pass 'example' or 'token'",
+            name=weighting,
+            known=WEIGHTINGS,
+        )
     if covariance and weighting != "example":
         raise InputError(
             "covariance=True was given with weighting='token', whose rows have no covariance of"

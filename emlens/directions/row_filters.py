@@ -72,7 +72,9 @@ class RowFilter:
             )
         if self.exclude_in not in ("answer", "question", "both"):
             raise InputError(
-                f"exclude_in={self.exclude_in!r} is unknown; pass 'answer', 'question' or 'both'"
+                f"exclude_in={self.exclude_in!r} is unknown; pass 'answer', 'question' or 'both'",
+                name=self.exclude_in,
+                known=("answer", "question", "both"),
             )
         for name in ("exclude_questions", "exclude_groups"):
             if isinstance(getattr(self, name), str):

@@ -219,5 +219,9 @@ def _safetensors(path: str | Path) -> Path:
 
 def _kind(layer_type: str) -> str:
     if layer_type not in _KINDS:
-        raise InputError(f"layer_type={layer_type!r} is unknown; pass one of {', '.join(_KINDS)}")
+        raise InputError(
+            f"layer_type={layer_type!r} is unknown; pass one of {', '.join(_KINDS)}",
+            name=layer_type,
+            known=_KINDS,
+        )
     return _KINDS[layer_type]

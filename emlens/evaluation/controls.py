@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.activations import capture
+from emlens.activations import Activations, capture
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.ablation_forms import PLAIN, AblationForm
@@ -36,8 +36,8 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 def ablation_arms(
     direction: Direction,
     *,
-    instruct_activations: Float[Tensor, "row d_model"],
-    deltas: Float[Tensor, "row d_model"],
+    instruct_activations: Activations | Float[Tensor, "row d_model"],
+    deltas: Activations | Float[Tensor, "row d_model"],
     forms: Sequence[AblationForm] = (PLAIN,),
     benign: Direction | None = None,
     unembedding: Float[Tensor, " d_model"] | None = None,
@@ -58,8 +58,8 @@ def ablation_arms(
 
     Args:
         instruct_activations: (row, d_model) at the direction's site and position, for the
-            covariance.
-        deltas: (row, d_model) there, after − before.
+            covariance; or a capture, whose rows there are taken.
+        deltas: (row, d_model) there, after − before; or those of `activation_deltas`.
         forms: how directions are removed. The first is that of the direction, whose arm is called
             `"direction"`, and of every control. The direction alone is removed in the others too;
             those arms are called `"direction, "` and the form's name.
@@ -83,14 +83,16 @@ def ablation_arms(
     if not forms:
         raise InputError("forms is empty; pass at least one AblationForm")
     form = forms[0]
+    instruct_rows = _rows_at(instruct_activations, direction)
     vector = direction.vector.double()
     edits = {"direction": form.remove(direction)}
     for other_form in forms[1:]:
         edits[f"direction, {other_form.name}"] = other_form.remove(direction)
     controls: list[tuple[str, Direction | Tensor]] = []
-    for draw in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
+    for draw in random_directions_like(instruct_rows.double(), random_draws, seed=seed):
         controls.append(("random, activation covariance", draw))
-    controls += _delta_components(deltas, instruct_activations, delta_components)
+    delta_rows = _rows_at(deltas, direction)
+    controls += _delta_components(delta_rows, instruct_rows, delta_components)
     if benign is not None:
         controls.append(("benign fine-tune's direction", benign))
     if unembedding is not None:
@@ -104,7 +106,7 @@ def ablation_arms(
     arms += [Arm(name, edit, control=False, cosine=1.0) for name, edit in edits.items()]
     arms += [arm(name, removed) for name, removed in controls]
     if massive:
-        largest = massive_coordinates(instruct_activations.double().mean(0), massive)
+        largest = massive_coordinates(instruct_rows.double().mean(0), massive)
         without = without_coordinates(vector, largest)
         arms.append(arm("massive coordinates only", vector - without))
         arms.append(arm("without massive coordinates", without, control=False))
@@ -118,6 +120,17 @@ def ablation_arms(
     for model in ("instruct", *also_on):
         arms += [Arm(f"{model}, {name}", edit, on=model) for name, edit in edits.items()]
     return arms
+
+
+def _rows_at(
+    rows: Activations | Float[Tensor, "row d_model"], direction: Direction
+) -> Float[Tensor, "row d_model"]:
+    """The rows at the direction's site and position, of a capture; rows as they are."""
+    if not isinstance(rows, Activations):
+        return rows
+    if direction.position is None:
+        return rows[direction.site]
+    return rows[direction.site, direction.position]
 
 
 def _delta_components(

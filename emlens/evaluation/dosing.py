@@ -16,6 +16,7 @@ from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import text_damage
+from emlens.evaluation.measured import Doses
 from emlens.evaluation.restoring import paired_change
 from emlens.evaluation.trials import (
     METRICS,
@@ -28,7 +29,9 @@ from emlens.evaluation.trials import (
 )
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
+from emlens.geometry import Direction
+from emlens.interventions import steer
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
@@ -37,7 +40,7 @@ from emlens.runs.progress import progress_bar
 def dose_response(
     model: HookedModel,
     questions: QuestionSet,
-    edit: Callable[[float], Sequence[Intervention]],
+    edit: Direction | Callable[[float], Intervention | Sequence[Intervention]],
     coefficients: Sequence[float],
     *,
     neutral: PromptSet | None = None,
@@ -45,11 +48,12 @@ def dose_response(
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Doses:
     """Alignment, coherence and damage of one model at each coefficient of an edit.
 
     Args:
-        edit: coefficient → interventions, such as `lambda c: [steer(direction, c)]`.
+        edit: a direction, which is added (`steer`) at its own site; or coefficient →
+            interventions, such as `lambda c: steer(direction, c, at="all_layers")`.
         coefficients: the grid; every change is against the model unedited, whether 0 is in it or
             not.
         neutral: prompts on which damage is measured; None leaves it out.
@@ -57,6 +61,8 @@ def dose_response(
             coefficient.
 
     Returns:
+        A pandas table that has `.plot()`.
+
         One row per coefficient, ascending: coefficient; value, `_low` and `_high` of aligned,
         coherent, misaligned, aligned_change and coherent_change (paired by question; groups are
         resampled, or base questions where there is one group), kl and cross_entropy_change (nats
@@ -71,12 +77,13 @@ def dose_response(
         raise InputError(
             f"coefficients={list(coefficients)} must be at least one finite number, none twice"
         )
+    edit_at = _adding(edit) if isinstance(edit, Direction) else edit
     trials = Trials(questions, neutral=neutral, score=score, out=out)
     unedited = trials.scores(model)
     measured, costs = [], []
     with progress_bar("doses", len(grid), progress) as advance:
         for coefficient in grid:
-            edits = tuple(edit(coefficient))
+            edits = as_interventions(edit_at(coefficient))
             measured.append(trials.scores(model, edits))
             costs.append(trials.damage(model, edits))
             advance()
@@ -93,7 +100,11 @@ def dose_response(
             estimates["cross_entropy_change"] = damage.cross_entropy
         row: dict[str, Any] = {"coefficient": coefficient}
         rows.append({**row, **interval_columns(estimates), "n": len(ids)})
-    return pd.DataFrame(rows)
+    return Doses(rows)
+
+
+def _adding(direction: Direction) -> Callable[[float], Intervention]:
+    return lambda coefficient: steer(direction, coefficient)
 
 
 _SCORES = (*SCORED, *(f"{name}_change" for name in METRICS))
@@ -227,7 +238,9 @@ def _by_coefficient(table: pd.DataFrame, bounds: Sequence[_Bound]) -> pd.DataFra
     for name in ("coefficient", *(bound.column for bound in bounds)):
         if name not in table.columns:
             raise InputError(
-                f"table lacks the column {name!r}; it has {', '.join(map(str, table.columns))}"
+                f"table lacks the column {name!r}; it has {', '.join(map(str, table.columns))}",
+                name=name,
+                known=table.columns,
             )
     rows = table.sort_values("coefficient", kind="stable").reset_index(drop=True)
     n_coefficients = len(set(rows["coefficient"].to_numpy(dtype=float)))

@@ -22,7 +22,7 @@ from emlens.evaluation.damage import text_damage
 from emlens.evaluation.question_roles import require_unused
 from emlens.evaluation.trials import Score, Trials
 from emlens.foundation.errors import InputError
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
 from emlens.foundation.notebooks import in_a_line
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
@@ -131,7 +131,9 @@ def _require_columns(candidates: pd.DataFrame, columns: Sequence[str]) -> None:
         if name not in candidates.columns:
             raise InputError(
                 f"candidates lack the column {name!r};"
-                f" they have {', '.join(map(str, candidates.columns))}"
+                f" they have {', '.join(map(str, candidates.columns))}",
+                name=name,
+                known=candidates.columns,
             )
     if not candidates.index.is_unique:
         raise InputError(
@@ -182,7 +184,7 @@ def score_candidates(
     candidates: Mapping[str, Direction],
     questions: QuestionSet,
     *,
-    edit: Callable[[Direction], Sequence[Intervention]] | None = None,
+    edit: Callable[[Direction], Intervention | Sequence[Intervention]] | None = None,
     neutral: PromptSet | None = None,
     exclude_groups: Sequence[str] = (),
     score: Score = score_by_likelihood,
@@ -216,7 +218,7 @@ def score_candidates(
         edit = PLAIN.remove
     arms = []
     for name, direction in candidates.items():
-        arms.append(Arm(name, tuple(edit(direction)), control=False))
+        arms.append(Arm(name, as_interventions(edit(direction)), control=False))
     scored = evaluate_arms(
         finetuned,
         instruct,
@@ -232,7 +234,7 @@ def score_candidates(
     trials = Trials(questions, neutral=neutral, score=score, out=out)
     rows = []
     for arm, direction in zip(arms, candidates.values(), strict=True):
-        cost = trials.damage(instruct, arm.interventions)
+        cost = trials.damage(instruct, arm.edits)
         rows.append(
             {
                 "arm": arm.name,

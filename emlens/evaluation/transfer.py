@@ -11,13 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import Question, QuestionSet
 from emlens.evaluation.ablation_forms import PLAIN
 from emlens.evaluation.damage import text_damage
+from emlens.evaluation.measured import Transfers
 from emlens.evaluation.restoring import paired_change, restoration
 from emlens.evaluation.trials import (
     Score,
@@ -27,11 +26,13 @@ from emlens.evaluation.trials import (
 )
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
 from emlens.geometry import Direction, Subspace, direction_cosine
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
+
+Edits = Intervention | Sequence[Intervention]
 
 
 def transfer_matrix(
@@ -42,13 +43,13 @@ def transfer_matrix(
     *,
     domains: Mapping[str, str],
     trained: Mapping[str, Collection[str]] | None = None,
-    edit: Callable[[Direction | Subspace, str], Sequence[Intervention]] | None = None,
+    edit: Callable[[Direction | Subspace, str], Edits] | None = None,
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Transfers:
     """Restoration in fine-tune j by removing the direction of fine-tune i, for all i and j.
 
     Args:
@@ -63,6 +64,8 @@ def transfer_matrix(
         score, out: as in `Trials`; with `out` a stopped call goes on from the last finished pair.
 
     Returns:
+        A pandas table that has `.plot()`.
+
         One row per pair: direction_of, ablated_in, same_domain; site, cosine (with the target's own
         direction, where both are single directions) and same_site; restoration, low, high;
         coherent_change and kl (value, `_low`, `_high`); n (questions), method (or why undefined).
@@ -93,7 +96,7 @@ def transfer_matrix(
             outside = [
                 q for q in questions if q.group not in own_domains and q.id not in trained_on
             ]
-            edits = tuple(edit(directions[source], target))
+            edits = as_interventions(edit(directions[source], target))
             row: dict[str, Any] = {
                 "direction_of": source,
                 "ablated_in": target,
@@ -103,13 +106,15 @@ def transfer_matrix(
             }
             rows.append(row)
             advance()
-    return pd.DataFrame(rows)
+    return Transfers(rows)
 
 
 def _require_names(names: Iterable[str], known: Mapping[str, object], argument: str) -> None:
     for name in names:
         if name not in known:
-            raise UnknownNameError(f"{argument} lacks {name!r}; it has {', '.join(known)}")
+            raise UnknownNameError(
+                f"{argument} lacks {name!r}; it has {', '.join(known)}", name=name, known=known
+            )
 
 
 def _ablate_everywhere(direction: Direction | Subspace, target: str) -> Sequence[Intervention]:

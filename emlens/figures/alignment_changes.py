@@ -1,4 +1,8 @@
-"""Alignment from the parent to each fine-tune, benign ones in grey, with coherence beside it."""
+"""Alignment from the parent to each fine-tune, benign ones in grey, with coherence beside it.
+
+Fine-tunes named NAME@SEED that share their NAME share a row, so that many seeds make no long
+figure.
+"""
 
 from collections.abc import Mapping
 
@@ -45,6 +49,8 @@ LOOKS = {
 }
 ORDER = ("instruct", "base", "harmful", "benign")
 ROW = 30
+SPREAD = 0.5
+"""Of a row, over which its seeds are spread."""
 WIDTHS = (0.68, 0.32)
 """Shares of the figure's width that alignment and coherence take."""
 
@@ -69,28 +75,46 @@ def alignment_changes(
         InputError: a column is missing, or no row has the group.
     """
     rows = _rows(models, domains, group)
-    names = list(rows["model"])
+    heads, places = _places(rows)
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.07, column_widths=list(WIDTHS)
     )
-    _add_changes(figure, rows)
+    _add_changes(figure, rows, places)
     for kind in ORDER:
         of_kind = rows[rows["kind"] == kind]
         if len(of_kind):
-            _add_models(figure, of_kind, kind, names)
-    ticks = [stacked(name, 20, 40) for name in names]
+            _add_models(figure, of_kind, kind, places)
+    ticks = [stacked(name, 20, 40) for name in heads]
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=ticks, range=[len(names) - 0.4, -0.6]
+        tickvals=list(range(len(heads))), ticktext=ticks, range=[len(heads) - 0.4, -0.6]
     )
     for col, title in enumerate(("alignment", "coherence"), start=1):
         figure.update_xaxes(range=[-3, 103], tickvals=[0, 50, 100], row=1, col=col)
         add_panel_title(figure, title, 1, col)
-    figure.update_layout(meta={"rows": {"model": {key(m): i for i, m in enumerate(names)}}})
-    return apply_layout(figure, 110 + ROW * len(names), title_lines=1)
+    figure.update_layout(meta={"rows": {"model": {key(m): round(y) for m, y in places.items()}}})
+    return apply_layout(figure, 110 + ROW * len(heads), title_lines=1)
+
+
+def _places(rows: pd.DataFrame) -> tuple[list[str], dict[object, float]]:
+    """What each row is called, from above, and where on it each model lies."""
+    members: dict[str, list[object]] = {}
+    for model in rows["model"]:
+        name, at, seed = str(model).rpartition("@")
+        members.setdefault(name if at and seed.isdigit() else str(model), []).append(model)
+    heads, places = [], {}
+    for row, (name, models) in enumerate(members.items()):
+        if len(models) == 1:
+            heads.append(str(models[0]))
+            places[models[0]] = float(row)
+            continue
+        heads.append(f"{name}, {len(models)} seeds")
+        steps = np.linspace(-SPREAD / 2, SPREAD / 2, len(models))
+        places.update({model: row + step for model, step in zip(models, steps, strict=True)})
+    return heads, places
 
 
 def _rows(models: pd.DataFrame, domains: pd.DataFrame | None, group: str) -> pd.DataFrame:
-    """One row per model: the parent first, then fine-tunes by alignment, then benign controls."""
+    """The models in order: the parent first, then fine-tunes by alignment, then benign controls."""
     if group == OUTSIDE or domains is None:
         require_columns(models, MODELS, NAME)
         rows = models.rename(columns=lambda name: name.replace("aligned_others", "aligned"))
@@ -103,17 +127,17 @@ def _rows(models: pd.DataFrame, domains: pd.DataFrame | None, group: str) -> pd.
     return rows.assign(_place=place).sort_values(["_place", "aligned"], kind="stable")
 
 
-def _add_changes(figure: go.Figure, rows: pd.DataFrame) -> None:
+def _add_changes(figure: go.Figure, rows: pd.DataFrame, places: Mapping[object, float]) -> None:
     """A grey line from the parent's alignment to that of each fine-tune."""
     parent = rows.loc[rows["kind"] == "instruct", "aligned"]
     if not len(parent):
         return
     x: list[float | None] = []
     y: list[float | None] = []
-    for i, (kind, aligned) in enumerate(zip(rows["kind"], rows["aligned"], strict=True)):
+    for model, kind, aligned in zip(rows["model"], rows["kind"], rows["aligned"], strict=True):
         if kind in ("harmful", "benign") and np.isfinite(aligned):
             x += [float(parent.iloc[0]), float(aligned), None]
-            y += [i, i, None]
+            y += [places[model], places[model], None]
     figure.add_scatter(
         x=x,
         y=y,
@@ -126,14 +150,16 @@ def _add_changes(figure: go.Figure, rows: pd.DataFrame) -> None:
     )
 
 
-def _add_models(figure: go.Figure, rows: pd.DataFrame, kind: str, names: list[str]) -> None:
+def _add_models(
+    figure: go.Figure, rows: pd.DataFrame, kind: str, places: Mapping[object, float]
+) -> None:
     title, colour, symbol = LOOKS[kind]
     for col, column in enumerate(("aligned", "coherent"), start=1):
         value, low, high = rows[column], rows[f"{column}_low"], rows[f"{column}_high"]
         boxes = zip(map(label, rows["model"]), low, high, strict=True)
         figure.add_scatter(
             x=value,
-            y=[names.index(name) for name in rows["model"]],
+            y=[places[model] for model in rows["model"]],
             mode="markers",
             name=title,
             legendgroup=title,

@@ -13,6 +13,11 @@ from emlens.figures.tables import distinct, require_columns, rows_where
 
 NAME = "forecast_scatter"
 COLUMNS = ("model", "parent", "held_out", "id", "group", "text", "target", "predicted")
+NEED = TableNeed(
+    "forecast_predictions",
+    COLUMNS,
+    fixed={"model": "", "parent": "", "held_out": "question", "text": ""},
+)
 SUMMARY_COLUMNS = ("r2", "r2_low", "r2_high", "spearman")
 ROW = 290
 GAP = 96
@@ -31,8 +36,9 @@ def forecast_scatter(
     One panel per way of holding out.
 
     Args:
-        predictions: columns model, parent, held_out, id, group, text, target, predicted; where
-            there is a column answer, it is shown in the hover box.
+        predictions: columns id, group, target, predicted, as a `Forecast` has them; model, parent,
+            held_out and text where there are several; where there is a column answer, it is shown
+            in the hover box.
         held_out: the only panel to draw; one per way of holding out without it.
         summary: columns model, parent, held_out, r2, r2_low, r2_high, spearman; its numbers are
             written above the panels.
@@ -41,6 +47,7 @@ def forecast_scatter(
         InputError: a column is missing, or the model, parent or way of holding out is not in the
             table.
     """
+    predictions = NEED.filled(predictions)
     require_columns(predictions, COLUMNS, NAME)
     table = rows_where(predictions, "model", model, NAME)
     table = rows_where(table, "parent", parent, NAME)
@@ -118,7 +125,7 @@ def _label(model: str, parent: str, held_out: str) -> str:
 KIND = TableKind(
     name=NAME,
     reads=(
-        TableNeed("forecast_predictions", COLUMNS),
+        NEED,
         TableNeed("forecast", is_required=False),
         TableNeed("questions", is_required=False),
     ),

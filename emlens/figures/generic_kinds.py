@@ -78,6 +78,8 @@ def _rows_of_facet(
     if value not in present:
         raise InputError(
             f"{NAME}: facet={value!r} is not in column {column!r};"
-            f" it holds {', '.join(present[:MOST_IN_MESSAGE])}"
+            f" it holds {', '.join(present[:MOST_IN_MESSAGE])}",
+            name=value,
+            known=present,
         )
     return table[texts == value]

@@ -1,11 +1,13 @@
-"""Overlap by layer as lines, with each null as a band."""
+"""Overlap by layer as lines, with the training null and each landmark as a band."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from emlens.figures.kinds import Facet, combinations
 from emlens.figures.style import (
     BLACK,
     BLUE,
@@ -52,12 +54,30 @@ LINES = {
     TRAIN_NEUTRAL: ("neutral text", PURPLE, "diamond", "dot"),
     CEILING: ("split-half ceiling", GREEN, "triangle-up", "dashdot"),
 }
+LAYER_COLUMNS = (
+    "model",
+    "layer",
+    "position",
+    "measure",
+    "k",
+    "value",
+    "null_mean",
+    "null_low",
+    "null_q95",
+    "benign_value",
+)
+"""Of the optional table `overlap_layers`."""
+VARIANCE = "variance_weighted"
+"""The panel that is of `overlap_layers` alone."""
+STATISTICS = {CENTRED: "mean_cos2", MEANS: "mean_cosine", VARIANCE: "variance_weighted"}
+"""Panel → the statistic of `overlap_layers` that it shows."""
 PANELS = {
+    VARIANCE: "variance-weighted overlap",
     CENTRED: "centred overlap",
     UNCENTRED: "uncentred overlap",
     MEANS: "cosine of the mean shifts",
 }
-UNITS = {CENTRED: "mean cos²", UNCENTRED: "mean cos²", MEANS: "cosine"}
+UNITS = {VARIANCE: "overlap", CENTRED: "mean cos²", UNCENTRED: "mean cos²", MEANS: "cosine"}
 ROW = 165
 ALONE = 230
 """Height of a panel that is the only one."""
@@ -77,21 +97,29 @@ COVARIANCE = _Band("one population", BLACK, 0.14, "solid")
 ISOTROPIC = _Band("random subspaces", GREY, 0.28, "dot")
 
 
+TRAINED = _Band("training without the content", BLUE, 0.18, "dash")
+
+
 def overlap_by_layer(
     overlap: pd.DataFrame,
+    layers: pd.DataFrame | None = None,
     *,
     model: str | None = None,
     position: str | None = None,
     center: str | None = None,
 ) -> go.Figure:
-    """Panels over layers: centred overlap, uncentred overlap, cosine of the mean shifts.
+    """Panels over layers: variance-weighted, centred and uncentred overlap, cosine of mean shifts.
 
-    Nulls are bands from their mean to their 95th percentile.
+    Landmarks are bands from their mean to their 95th percentile; the training null is one from its
+    5th to its 95th.
 
     Args:
         overlap: columns model, layer, position, center, comparison, value, low, high, null_kind,
             null_mean, null_q95.
-        center: the only panel to draw (`true`, `false` or `means`); all that there are without it.
+        layers: the table `overlap_layers`: the training null by layer, and the variance-weighted
+            overlap. None: the panels of `overlap` alone, without that null.
+        center: the only panel to draw (`variance_weighted`, `true`, `false` or `means`); all that
+            there are without it.
 
     Raises:
         InputError: a column is missing, or the model, position or center is not in the table.
@@ -99,32 +127,80 @@ def overlap_by_layer(
     require_columns(overlap, COLUMNS, NAME)
     table = rows_where(overlap, "model", model, NAME)
     table = rows_where(table, "position", position, NAME)
-    if center is not None:
+    trained = _trained(layers, model, position)
+    if center is not None and center != VARIANCE:
         table = rows_where(table, "center", center, NAME)
-    panels = [key for key in PANELS if (table["center"] == key).any()]
-    layers = layers_in(overlap)
+    panels = [center] if center is not None else _panels(table, trained)
+    shown = layers_in(overlap)
     figure = make_subplots(len(panels), 1, vertical_spacing=row_spacing(len(panels), ROW, GAP))
-    for row, center in enumerate(panels, start=1):
-        rows = table[table["center"] == center].sort_values("layer")
+    for row, panel in enumerate(panels, start=1):
+        rows = table[table["center"] == panel].sort_values("layer")
+        of_null = trained[trained["measure"] == STATISTICS.get(panel, "")].sort_values("layer")
         _add_nulls(figure, rows, row)
+        _add_trained(figure, of_null, rows, row)
+        if panel == VARIANCE:
+            _add_variance_weighted(figure, of_null, row)
         _add_lines(figure, rows, row)
-        lowest, unit = -0.03, UNITS[center]
-        if center == "means" and (rows["value"] < 0).any():
+        lowest = -0.03
+        if panel == MEANS and (rows["value"] < 0).any():
             lowest = -1.05
-        figure.update_yaxes(range=[lowest, 1.05], zeroline=True, title_text=unit, row=row, col=1)
+        figure.update_yaxes(
+            range=[lowest, 1.05], zeroline=True, title_text=UNITS[panel], row=row, col=1
+        )
         figure.update_xaxes(
-            **layer_axis(layers), range=[layers[0] - 0.2, layers[-1] + 0.2], row=row, col=1
+            **layer_axis(shown), range=[shown[0] - 0.2, shown[-1] + 0.2], row=row, col=1
         )
         if row < len(panels):
             figure.update_xaxes(title_text=None, row=row, col=1)
         if len(panels) > 1:
-            add_panel_title(figure, PANELS[center], row)
-    row = ROW if len(panels) > 1 else ALONE
+            add_panel_title(figure, PANELS[panel], row)
+    height = ROW if len(panels) > 1 else ALONE
     return apply_layout(
         figure,
-        170 + panels_height(len(panels), row, GAP),
+        170 + panels_height(len(panels), height, GAP),
         title_lines=int(len(panels) > 1),
     )
+
+
+def _trained(layers: pd.DataFrame | None, model: str | None, position: str | None) -> pd.DataFrame:
+    """The rows of `overlap_layers` of a fine-tune and position; none where there are none."""
+    if layers is None:
+        return pd.DataFrame(columns=list(LAYER_COLUMNS))
+    require_columns(layers, LAYER_COLUMNS, NAME)
+    rows = layers
+    for column, value in (("model", model), ("position", position)):
+        if value is not None:
+            rows = rows[rows[column].astype(str) == value]
+    return rows
+
+
+def _panels(table: pd.DataFrame, trained: pd.DataFrame) -> list[str]:
+    """The panels that there are rows for."""
+    panels = []
+    for panel in PANELS:
+        rows = trained["measure"] if panel == VARIANCE else table["center"]
+        if (rows == panel).any():
+            panels.append(panel)
+    return panels
+
+
+def _add_trained(figure: go.Figure, of_null: pd.DataFrame, rows: pd.DataFrame, row: int) -> None:
+    """The band of the training null, where it is of the dimension that is drawn."""
+    line = of_null[of_null["null_mean"].notna()]
+    if "k" in rows.columns and (of_null["measure"] == STATISTICS[CENTRED]).all():
+        drawn = rows[rows["comparison"] == TESTED].drop_duplicates("layer").set_index("layer")["k"]
+        line = line[line["k"] == line["layer"].map(drawn)]
+    if len(line):
+        _add_band(figure, line, TRAINED, row)
+
+
+def _add_variance_weighted(figure: go.Figure, of_null: pd.DataFrame, row: int) -> None:
+    """The fine-tune's line and that of its benign control."""
+    lines = [of_null.assign(comparison=TESTED)]
+    benign = of_null[of_null["benign_value"].notna()]
+    if len(benign):
+        lines.append(benign.assign(comparison=BENIGN, value=benign["benign_value"]))
+    _add_lines(figure, pd.concat(lines).assign(low=float("nan"), high=float("nan")), row)
 
 
 def _add_lines(figure: go.Figure, rows: pd.DataFrame, row: int) -> None:
@@ -162,7 +238,10 @@ def _add_nulls(figure: go.Figure, rows: pd.DataFrame, row: int) -> None:
 
 
 def _add_band(figure: go.Figure, line: pd.DataFrame, look: _Band, row: int) -> None:
-    title = f"{look.name}, mean to 95 %"
+    """A band to the 95th percentile: from the mean, or, of the training null, from the 5th."""
+    title, lower, beginning = f"{look.name}, mean to 95 %", "null_mean", "mean"
+    if look is TRAINED:
+        title, lower, beginning = f"{look.name}, 5 to 95 %", "null_low", "5th percentile"
     common = {
         "x": line["layer"],
         "mode": "lines",
@@ -174,9 +253,9 @@ def _add_band(figure: go.Figure, line: pd.DataFrame, look: _Band, row: int) -> N
         "col": 1,
     }
     figure.add_scatter(
-        y=line["null_mean"],
+        y=line[lower],
         showlegend=False,
-        hovertemplate=f"{look.name}, mean, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+        hovertemplate=f"{look.name}, {beginning}, layer %{{x}}: %{{y:.3f}}<extra></extra>",
         **common,
     )
     figure.add_scatter(
@@ -193,10 +272,31 @@ def _label(model: str, position: str, center: str) -> str:
     return f"{model_and_position(model, position)}, {PANELS.get(center, center)}"
 
 
+def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
+    """Of every fine-tune and position the variance-weighted overlap first, which is tested."""
+    names = ("model", "position")
+    facets = []
+    layers = tables.get("overlap_layers", pd.DataFrame())
+    tested = set(combinations(layers, names))
+    for model, position in combinations(tables["overlap"], names):
+        here = tables["overlap"]
+        here = here[(here["model"].astype(str) == model) & (here["position"] == position)]
+        centers = [center for (center,) in combinations(here, ("center",))]
+        if (model, position) in tested:
+            centers.insert(0, VARIANCE)
+        for center in centers:
+            values = (model, position, center)
+            facets.append(Facet(values, _label(*values)))
+    return facets
+
+
 KIND = TableKind(
     name=NAME,
-    reads=(TableNeed("overlap", COLUMNS),),
+    reads=(
+        TableNeed("overlap", COLUMNS),
+        TableNeed("overlap_layers", LAYER_COLUMNS, is_required=False),
+    ),
     draw_figure=overlap_by_layer,
     facets_by=("model", "position", "center"),
-    facet_label=_label,
+    list_facets=_facets,
 )

@@ -39,7 +39,9 @@ def draw_plot(
         if name not in tables:
             raise InputError(
                 f"{NAME}: there is no table {name!r};"
-                f" there are {', '.join(map(str, tables)) or 'none'}"
+                f" there are {', '.join(map(str, tables)) or 'none'}",
+                name=name,
+                known=tables,
             )
     return kind.draw(tables, plot, _facet_values(facet))
 

@@ -61,5 +61,9 @@ def kind_of(plot: Plot) -> Kind:
         InputError: there is no such kind.
     """
     if plot.kind not in KINDS:
-        raise InputError(f"{NAME}: kind {plot.kind!r} is unknown; pass one of {', '.join(KINDS)}")
+        raise InputError(
+            f"{NAME}: kind {plot.kind!r} is unknown; pass one of {', '.join(KINDS)}",
+            name=plot.kind,
+            known=KINDS,
+        )
     return KINDS[plot.kind]

@@ -29,6 +29,7 @@ COLUMNS = (
     "restoration_high",
     "n",
 )
+NEED = TableNeed("arms", COLUMNS, fixed={"model": "", "role": ""})
 OWN, STRONGEST, OTHER = "own direction", "strongest control", "other controls"
 LOOKS = {OWN: (VERMILLION, "circle"), STRONGEST: (BLUE, "square"), OTHER: (GREY, "diamond")}
 UNEDITED = "no ablation"
@@ -42,13 +43,14 @@ def restoration_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Fi
     the table (the site that was chosen), and of it the arms that edit the fine-tune.
 
     Args:
-        arms: columns model, role, arm, on, control, and restoration with `_low`, `_high`; n. Where
-            there is a column lead (`_low`, `_high`), the lead of the direction over a control is
-            in its hover box.
+        arms: columns arm, on, control, and restoration with `_low`, `_high`; n, as `evaluate_arms`
+            gives them; model and role where there are several. Where there is a column lead
+            (`_low`, `_high`), the lead of the direction over a control is in its hover box.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
     """
+    arms = NEED.filled(arms)
     require_columns(arms, COLUMNS, NAME)
     rows = _rows(rows_where(arms, "model", model, NAME))
     figure = go.Figure()
@@ -121,7 +123,7 @@ def _box(row: pd.Series) -> str:
 
 KIND = TableKind(
     name=NAME,
-    reads=(TableNeed("arms", COLUMNS),),
+    reads=(NEED,),
     draw_figure=restoration_forest,
     facets_by=("model",),
 )

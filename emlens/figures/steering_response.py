@@ -39,6 +39,9 @@ COLUMNS = (
     "coherent",
     "n",
 )
+NEED = TableNeed(
+    "steering", COLUMNS, fixed={"model": "", "steered": "model", "vector": "edit", "site": ""}
+)
 COLOURS = (VERMILLION, BLUE, *CYCLE[2:])
 """The direction, which comes first, has the colour of harmful fine-tunes."""
 UNUSABLE = "#b5b5b5"
@@ -55,12 +58,14 @@ def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go
     lies outside them is grey: there it is the effect of a broken model.
 
     Args:
-        steering: columns model, steered, vector, site, coefficient, aligned, aligned_low,
-            aligned_high, coherent, n; usable (True or False) where the window is known.
+        steering: columns coefficient, aligned, aligned_low, aligned_high, coherent, n, as
+            `dose_response` gives them; model, steered and vector where there are several; usable
+            (True or False) where the window is known.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
     """
+    steering = NEED.filled(steering)
     require_columns(steering, COLUMNS, NAME)
     table = rows_where(steering, "model", model, NAME)
     panels = _panels(table)
@@ -187,7 +192,7 @@ def _add_coherence(figure: go.Figure, doses: pd.DataFrame, name: str, i: int, co
 
 KIND = TableKind(
     name=NAME,
-    reads=(TableNeed("steering", COLUMNS),),
+    reads=(NEED,),
     draw_figure=steering_response,
     facets_by=("model",),
 )

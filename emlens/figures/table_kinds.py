@@ -1,7 +1,7 @@
 """Kinds made for the tables of one part of a study, and the facets that they share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,11 +21,19 @@ class TableNeed:
         table: its name in the study that writes it.
         columns: those that must be there.
         is_required: whether there is no figure without it.
+        fixed: column → its value where the table has no such column, because it is of one model
+            alone, as the functions of `emlens.evaluation` and `emlens.probes` return it.
     """
 
     table: str
     columns: tuple[str, ...] = ()
     is_required: bool = True
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    def filled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with the columns of `fixed` that it lacks."""
+        missing = {name: value for name, value in self.fixed.items() if name not in table.columns}
+        return table.assign(**missing) if missing else table
 
 
 def _join(*values: str) -> str:
@@ -64,9 +72,10 @@ class TableKind(Kind):
         return self.facets_by
 
     def facets(self, tables: Tables, plot: Plot) -> list[Facet]:
+        frames = self._tables(tables, plot)
         if self.list_facets is not None:
-            return self.list_facets(self._tables(tables, plot))
-        values = combinations(tables[plot.table], self.facets_by)
+            return self.list_facets(frames)
+        values = combinations(frames[self.reads[0].table], self.facets_by)
         return [Facet(several, self.facet_label(*several)) for several in values]
 
     def draw(self, tables: Tables, plot: Plot, facet: tuple[str, ...] | None) -> go.Figure:
@@ -96,7 +105,7 @@ class TableKind(Kind):
     def _tables(self, tables: Tables, plot: Plot) -> dict[str, pd.DataFrame]:
         """The tables that are there, by their names in `reads`."""
         pairs = zip(self._table_names(plot), self.reads, strict=False)
-        return {need.table: tables[name] for name, need in pairs if name in tables}
+        return {need.table: need.filled(tables[name]) for name, need in pairs if name in tables}
 
     def _chosen(self, tables: Tables, plot: Plot, facet: tuple[str, ...] | None) -> tuple[str, ...]:
         """The values of a facet; of the only one where none is given."""

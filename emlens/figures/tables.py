@@ -18,7 +18,9 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], figure: str) ->
     if missing:
         raise InputError(
             f"{figure}: the table has no column {', '.join(missing)};"
-            f" it has {', '.join(map(str, table.columns)) or 'none'}"
+            f" it has {', '.join(map(str, table.columns)) or 'none'}",
+            name=missing[0],
+            known=table.columns,
         )
     if not len(table):
         raise InputError(f"{figure}: the table has no rows; pass one with at least one measurement")
@@ -41,7 +43,9 @@ def rows_where(table: pd.DataFrame, column: str, value: object, figure: str) -> 
     if value not in present:
         raise InputError(
             f"{figure}: {column}={value!r} is not in the table;"
-            f" it holds {', '.join(map(str, present))}"
+            f" it holds {', '.join(map(str, present))}",
+            name=value,
+            known=present,
         )
     return table[table[column] == value]
 

@@ -16,6 +16,10 @@ NAME = "transfer_matrix"
 COLUMNS = ("direction_of", "ablated_in", "restoration", "low", "high", "n")
 CONTROL = "strongest_control"
 ROW = 70
+MOST_WORDED = 5
+"""Directions up to which a cell has its interval and its control; beyond, only the box has them."""
+LOW_ROW = 34
+"""Height of a row whose cells hold a number alone."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class _Cells:
 def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     """Restoration in the column's fine-tune by ablating the row's direction, with 95 % intervals.
 
-    Colours run from −1 to 1.
+    Colours run from −1 to 1. Of more than five directions the cells hold the number alone, and the
+    boxes the rest.
 
     Args:
         transfer: columns direction_of, ablated_in, restoration, low, high, n; where there is a
@@ -65,18 +70,20 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
         coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar}
     )
     figure.update_layout(meta={"rows": {"model": {key(m): i for i, m in enumerate(sources)}}})
-    apply_layout(figure, 150 + ROW * len(sources), legend=False)
+    row = ROW if max(len(sources), len(targets)) <= MOST_WORDED else LOW_ROW
+    apply_layout(figure, 150 + row * len(sources), legend=False)
     return figure.update_layout(margin={"t": BAR_ROOM})
 
 
 def _cells(transfer: pd.DataFrame, sources: list[object], targets: list[object]) -> _Cells:
     restoration = np.full((len(sources), len(targets)), np.nan)
+    is_worded = max(len(sources), len(targets)) <= MOST_WORDED
     texts = [["–"] * len(targets) for _ in sources]
     boxes = [["no measurement"] * len(targets) for _ in sources]
     for _, row in transfer.iterrows():
         i, j = sources.index(row["direction_of"]), targets.index(row["ablated_in"])
         restoration[i, j] = row["restoration"]
-        texts[i][j] = _cell_text(row)
+        texts[i][j] = _cell_text(row) if is_worded else _short_text(row)
         boxes[i][j] = (
             f"direction of {label(row['direction_of'])}, ablated in {label(row['ablated_in'])}"
             f"<br>{_box(row)}"
@@ -91,6 +98,11 @@ def _cell_text(row: pd.Series) -> str:
     if np.isfinite(row.get(CONTROL, np.nan)):
         text += f"<br>control {number(row[CONTROL])}"
     return text
+
+
+def _short_text(row: pd.Series) -> str:
+    """The number alone, where cells are narrow."""
+    return number(row["restoration"], 1) if np.isfinite(row["restoration"]) else "–"
 
 
 def _box(row: pd.Series) -> str:

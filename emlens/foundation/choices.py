@@ -16,4 +16,8 @@ def require_choice(value: object, name: str, choices: object) -> None:
     """
     words = get_args(choices)
     if value not in words:
-        raise InputError(f"{name}={value!r} is unknown; pass {' or '.join(map(repr, words))}")
+        raise InputError(
+            f"{name}={value!r} is unknown; pass {' or '.join(map(repr, words))}",
+            name=value,
+            known=words,
+        )

@@ -5,16 +5,33 @@ working. A message names the argument, shows what was given, and says what to pa
 formats tracebacks or logs.
 """
 
+from collections.abc import Iterable
+
+from emlens.foundation.suggestions import did_you_mean
+
 
 class EmlensError(Exception):
     """Base of every error raised on purpose."""
 
 
-class InputError(EmlensError, ValueError):
+class NamingError(EmlensError):
+    """Base of the errors that a wrong name causes.
+
+    Args:
+        message: what was passed where, and what there is.
+        name: what was passed for a name, and `known`: the names there are; the one that was
+            probably meant is put at the end of the message.
+    """
+
+    def __init__(self, message: str = "", *, name: object = None, known: Iterable[object] = ()):
+        super().__init__(*filter(None, [f"{message}{did_you_mean(name, known)}"]))
+
+
+class InputError(NamingError, ValueError):
     """An argument, a file or a configuration holds something that cannot be used."""
 
 
-class UnknownNameError(EmlensError, KeyError):
+class UnknownNameError(NamingError, KeyError):
     """A name was looked up that does not exist; the message lists those that do."""
 
     def __str__(self) -> str:  # KeyError would print the repr of the message

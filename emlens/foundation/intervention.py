@@ -206,3 +206,12 @@ class Intervention(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON-ready record for provenance; tensors by their hash."""
         ...
+
+
+def as_interventions(
+    interventions: Intervention | Sequence[Intervention],
+) -> tuple[Intervention, ...]:
+    """One intervention or several, as a tuple."""
+    if isinstance(interventions, Intervention):
+        return (interventions,)
+    return tuple(interventions)

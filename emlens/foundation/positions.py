@@ -99,7 +99,9 @@ class Position(ABC):
 def _require_part(of: str) -> None:
     if of not in get_args(Part):
         raise InputError(
-            f"of={of!r} is not a part of a row; pass one of {', '.join(get_args(Part))}"
+            f"of={of!r} is not a part of a row; pass one of {', '.join(get_args(Part))}",
+            name=of,
+            known=get_args(Part),
         )
 
 
@@ -273,7 +275,9 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
         if position not in _NAMED:
             raise InputError(
                 f"position {position!r} is unknown; pass one of {', '.join(POSITION_NAMES)},"
-                " Index(...), Span(...) or a callable"
+                " Index(...), Span(...) or a callable",
+                name=position,
+                known=POSITION_NAMES,
             )
         position = _NAMED[position]
     if isinstance(position, Span) and skip_first and not position.skip_first:

@@ -33,7 +33,9 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
             raise InputError(
-                f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}"
+                f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}",
+                name=self.kind,
+                known=SITE_KINDS,
             )
         if (self.layer is None) != (self.kind == "final_norm"):
             raise InputError(
@@ -97,7 +99,9 @@ class Site:
             return cls(site_name[1], int(site_name[2]))
         raise InputError(
             f"site {name!r} is not a site name;"
-            " pass a kind and a block index such as 'resid_post.3', or 'final_norm'"
+            " pass a kind and a block index such as 'resid_post.3', or 'final_norm'",
+            name=name,
+            known=SITE_KINDS,
         )
 
     @classmethod
@@ -121,13 +125,15 @@ class Site:
 
 
 def resolve_sites(
-    sites: "str | Site | Iterable[str | Site]", n_layers: int, layers: Sequence[int] | None = None
+    sites: "str | Site | Iterable[str | Site]",
+    n_layers: int,
+    layers: int | Sequence[int] | None = None,
 ) -> list[Site]:
     """Expand names and bare kinds to concrete sites, in the order a forward pass reaches them,
     without repeats.
 
     A bare kind (`"resid_post"`) means every layer, or those in `layers`, which are block indices
-    and may be negative.
+    (or one) and may be negative.
 
     Raises:
         InputError: an unknown name, a layer that does not exist, or `layers` beside a site that
@@ -136,6 +142,8 @@ def resolve_sites(
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
+    if isinstance(layers, int):
+        layers = (layers,)
     if layers is not None:
         _require_layers(layers)
     resolved: set[Site] = set()

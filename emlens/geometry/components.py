@@ -84,7 +84,9 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
     """
     if isinstance(k, str) and k != "elbow":
         raise InputError(
-            f"k={k!r} is unknown; pass a count, a share of variance such as .95, or 'elbow'"
+            f"k={k!r} is unknown; pass a count, a share of variance such as .95, or 'elbow'",
+            name=k,
+            known=("elbow",),
         )
     if isinstance(k, str) or (isinstance(k, float) and 0 < k < 1):
         _require_spectrum(k, singular, rank, n, kind)

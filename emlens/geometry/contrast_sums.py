@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
@@ -46,8 +47,8 @@ def deal_blocks(units: Sequence[str], blocks: int = BLOCKS, seed: int = 0) -> di
     return {distinct[unit]: i % count for i, unit in enumerate(order)}
 
 
-@dataclass(frozen=True, eq=False)
-class ContrastSums:
+@dataclass(frozen=True, eq=False, repr=False)
+class ContrastSums(Brief):
     """Sums of two classes over blocks, at one site and position.
 
     Args:

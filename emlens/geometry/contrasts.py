@@ -150,7 +150,11 @@ def direction_from_deltas(
             axis = -axis
         vector = axis * (rows @ axis).square().mean().sqrt()
     else:
-        raise InputError(f"kind={kind!r} is unknown; pass 'mean' or 'top_component'")
+        raise InputError(
+            f"kind={kind!r} is unknown; pass 'mean' or 'top_component'",
+            name=kind,
+            known=("mean", "top_component"),
+        )
     return Direction(
         vector=vector.to(result_dtype(deltas)),
         site=Site.parse(site),
@@ -193,7 +197,11 @@ def text_content(
         InputError: other sites, positions, rows or widths; an unknown `how`; nothing is left.
     """
     if how not in ("subtract", "project"):
-        raise InputError(f"how={how!r} is unknown; pass 'subtract' or 'project'")
+        raise InputError(
+            f"how={how!r} is unknown; pass 'subtract' or 'project'",
+            name=how,
+            known=("subtract", "project"),
+        )
     _require_equal("site", direction.site, other.site)
     _require_equal("position", direction.position, other.position)
     if dict(direction.ids) != dict(other.ids):

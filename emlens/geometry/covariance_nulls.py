@@ -26,7 +26,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.geometry.batched_bases import cosines_between, require_positive, stacks, top_bases
 from emlens.geometry.isotropic_nulls import bartlett
-from emlens.geometry.linear import gaussian_factor
+from emlens.geometry.linear import gaussian_scales
 from emlens.geometry.overlap import Measure, measure_from_cosines, require_measure
 from emlens.geometry.tested_vectors import is_covariance, refuse_tested
 from emlens.stats import NullDistribution
@@ -83,8 +83,9 @@ def covariance_overlap_null(
         tested: the sets under test (row, d), so that a reference made of them is refused.
 
     Cost: draws × two Gram matrices (n, n, r) and eigendecompositions of min(n, r), r the rank of
-    the covariance. With n > r nothing grows with n, and with vectors nothing grows with d beyond
-    one SVD.
+    the covariance. With n > r nothing grows with n. Of vectors nothing grows with d beyond their
+    singular values, (row² · d); a covariance (d, d) costs d³ once, so pass vectors where they are
+    few.
 
     Raises:
         InputError: k above what the covariance or a (centred) sample carries; an unusable
@@ -98,20 +99,17 @@ def covariance_overlap_null(
             " samples under the null have no given mean"
         )
     if about not in ("mean", "zero"):
-        raise InputError(f"about={about!r} is unknown; pass 'mean' or 'zero'")
+        raise InputError(
+            f"about={about!r} is unknown; pass 'mean' or 'zero'", name=about, known=("mean", "zero")
+        )
     refuse_tested(covariance_or_vectors, tested, "covariance_or_vectors")
-    reference = covariance_or_vectors
-    if about == "zero" and is_covariance(reference):
+    if about == "zero" and is_covariance(covariance_or_vectors):
         raise InputError(
             "about='zero' is for vectors, and covariance_or_vectors is a covariance;"
             " pass their second moment"
         )
-    # vectors together with their negatives have mean zero, so their covariance is the second moment
-    if about == "zero":
-        reference = torch.cat([reference, -reference])
-    # Rows of the factor lie along the principal axes, their lengths are the standard deviations
-    # there. A common rotation or scaling changes no overlap: these lengths are all that is needed.
-    scales = torch.linalg.vector_norm(gaussian_factor(reference, "covariance_or_vectors"), dim=1)
+    # A common rotation or scaling changes no overlap: standard deviations are all that is needed.
+    scales = gaussian_scales(covariance_or_vectors, "covariance_or_vectors", about=about)
     scales = scales / scales.max()
     limit = min(len(scales), n_a - center, n_b - center)
     if k > limit:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import write_bytes
-from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.foundation.notebooks import Picture, as_table, in_a_line
 from emlens.foundation.provenance import hash_tensors
 from emlens.foundation.records import Fields, read_checked, tensors_beside, write_checked
 from emlens.foundation.shapes import as_float64, require_same_width
@@ -99,6 +99,16 @@ class Direction:
 
     def _repr_html_(self) -> str:
         return as_table("Direction", self._facts())
+
+    def plot(self) -> Picture:
+        """How much of the squared length the largest coordinates hold, beside a random direction.
+
+        A curve that lies far above the dotted one: a few massive coordinates carry the direction.
+        """
+        from emlens.geometry.pictures import picture_of_direction
+
+        place = str(self.site) if self.position is None else f"{self.site}, {self.position}"
+        return picture_of_direction(self.vector, place)
 
     @property
     def norm(self) -> float:

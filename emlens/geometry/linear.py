@@ -3,8 +3,11 @@
 Everything is computed in float64: residual streams have coordinates a thousand times larger than
 the rest, and float32 sums lose the small ones. Results come back in float64 if any input was
 float64, else in float32; angles and overlaps of subspaces are always float64. Leading axes (layers,
-positions) are a batch everywhere but in `gaussian_factor`.
+positions) are a batch everywhere but in `gaussian_factor` and
+`gaussian_scales`.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -150,51 +153,126 @@ def gaussian_factor(
         InputError: a symmetric matrix with negative eigenvalues, fewer than two vectors, or no
             variance at all.
     """
+    wide = _one_matrix(covariance_or_vectors, name)
+    eps = input_eps(covariance_or_vectors.dtype)
+    if _is_symmetric(wide, eps):
+        factor = _factor_of_covariance(wide, eps, name)
+    else:
+        factor = _factor_of_vectors(wide, covariance_or_vectors.dtype, name)
+    _require_variance(factor, wide, name)
+    return factor
+
+
+def gaussian_scales(
+    covariance_or_vectors: Float[Tensor, "row d_model"],
+    name: str,
+    *,
+    about: Literal["mean", "zero"] = "mean",
+) -> Float[Tensor, " rank"]:
+    """Standard deviations along the principal axes, largest first: lengths of the rows of
+    `gaussian_factor`, without the axes.
+
+    Vectors (row, d) cost row² · d, and no (d, d) matrix is formed.
+
+    Args:
+        about: of vectors, "mean" reads their covariance (n − 1), "zero" their second moment (n).
+
+    Raises:
+        InputError: as `gaussian_factor`.
+    """
+    wide = _one_matrix(covariance_or_vectors, name)
+    eps = input_eps(covariance_or_vectors.dtype)
+    if _is_symmetric(wide, eps):
+        scales = _variances(torch.linalg.eigvalsh((wide + wide.T) / 2).flip(0), eps, name).sqrt()
+    elif about == "zero":
+        singular = torch.linalg.svdvals(wide)
+        tolerance = _tolerance_of_vectors(wide, covariance_or_vectors.dtype)
+        scales = singular[singular > tolerance] / len(wide) ** 0.5
+    else:
+        centred = _centred(wide, name)
+        singular = torch.linalg.svdvals(centred)
+        tolerance = _tolerance_of_vectors(wide, covariance_or_vectors.dtype)
+        scales = singular[singular > tolerance] / (len(wide) - 1) ** 0.5
+    _require_variance(scales, wide, name)
+    return scales
+
+
+def _one_matrix(covariance_or_vectors: Tensor, name: str) -> Tensor:
+    """In float64.
+
+    Raises:
+        InputError: another number of axes.
+    """
     wide = as_float64(covariance_or_vectors, name)
     if wide.ndim != 2:
         raise InputError(
             f"{name} has shape {tuple(wide.shape)}; pass a covariance (d, d) or vectors (row, d)"
         )
+    return wide
+
+
+def _is_symmetric(wide: Tensor, eps: float) -> bool:
     rows, d = wide.shape
+    if rows != d:
+        return False
     scale = wide.abs().max() if wide.numel() else wide.new_zeros(())
-    eps = input_eps(covariance_or_vectors.dtype)
-    if rows == d and bool((wide - wide.T).abs().max() <= 4 * eps * scale):
-        factor = _factor_of_covariance(wide, eps, name)
-    else:
-        factor = _factor_of_vectors(wide, covariance_or_vectors.dtype, name)
-    if not len(factor):
+    return bool((wide - wide.T).abs().max() <= 4 * eps * scale)
+
+
+def _require_variance(found: Tensor, wide: Tensor, name: str) -> None:
+    """Raises:
+    InputError: nothing was found above rounding.
+    """
+    if not len(found):
         raise InputError(
             f"{name} of shape {tuple(wide.shape)} has no variance;"
             " pass vectors that differ, or a covariance"
         )
-    return factor
 
 
 def _factor_of_covariance(covariance: Tensor, eps: float, name: str) -> Tensor:
     """√λ · axisᵀ of the eigenvalues above rounding."""
     # eigh reads one triangle only, so the two are averaged first; it sorts ascending
     values, axes = torch.linalg.eigh((covariance + covariance.T) / 2)
-    values, axes = values.flip(0), axes.flip(1)
-    tolerance = len(covariance) * eps * values.abs().max()
-    if float(values[-1]) < -float(tolerance):
+    variances = _variances(values.flip(0), eps, name)
+    return variances.sqrt()[:, None] * axes.flip(1)[:, : len(variances)].T
+
+
+def _variances(eigenvalues: Tensor, eps: float, name: str) -> Tensor:
+    """Those above rounding of descending eigenvalues of a (d, d) covariance.
+
+    Raises:
+        InputError: one below 0.
+    """
+    tolerance = len(eigenvalues) * eps * eigenvalues.abs().max()
+    if float(eigenvalues[-1]) < -float(tolerance):
         raise InputError(
-            f"{name} is symmetric with eigenvalue {float(values[-1]):.3g};"
+            f"{name} is symmetric with eigenvalue {float(eigenvalues[-1]):.3g};"
             " a covariance has none below 0"
         )
-    above_rounding = values > tolerance
-    return values[above_rounding].sqrt()[:, None] * axes[:, above_rounding].T
+    return eigenvalues[eigenvalues > tolerance]
 
 
 def _factor_of_vectors(vectors: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """S Vᵀ / √(n − 1) of the centred rows: their covariance is VS²Vᵀ / (n − 1), never formed."""
+    centred = _centred(vectors, name)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    above_rounding = singular > _tolerance_of_vectors(vectors, dtype)
+    return singular[above_rounding, None] * axes[above_rounding] / (len(vectors) - 1) ** 0.5
+
+
+def _centred(vectors: Tensor, name: str) -> Tensor:
+    """Raises:
+    InputError: fewer than two vectors.
+    """
     rows = len(vectors)
     if rows < 2:
         raise InputError(
             f"{name} has {rows} rows; pass at least 2 vectors to take a covariance from"
         )
-    centred = vectors - vectors.mean(dim=0)
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    # rounding happened to the vectors as given, so their norm sets the tolerance
-    tolerance = rank_tolerance(torch.linalg.vector_norm(vectors), vectors.shape, dtype)
-    above_rounding = singular > tolerance
-    return singular[above_rounding, None] * axes[above_rounding] / (rows - 1) ** 0.5
+    return vectors - vectors.mean(dim=0)
+
+
+def _tolerance_of_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounding happened to the vectors as given, so their norm sets it, before centring."""
+    return rank_tolerance(torch.linalg.vector_norm(vectors), vectors.shape, dtype)

@@ -37,7 +37,11 @@ def require_measure(measure: str) -> None:
     InputError: not one of the four measures.
     """
     if measure not in MEASURES:
-        raise InputError(f"measure={measure!r} is unknown; pass one of {', '.join(MEASURES)}")
+        raise InputError(
+            f"measure={measure!r} is unknown; pass one of {', '.join(MEASURES)}",
+            name=measure,
+            known=MEASURES,
+        )
 
 
 def measure_from_cosines(

@@ -227,7 +227,11 @@ def _require_statistic(statistic: str, choices: tuple[str, ...], reason: str) ->
     if statistic in _SPANS:
         raise InputError(f"statistic={statistic!r}: {reason}")
     if statistic not in choices:
-        raise InputError(f"statistic={statistic!r} is unknown; pass one of {', '.join(choices)}")
+        raise InputError(
+            f"statistic={statistic!r} is unknown; pass one of {', '.join(choices)}",
+            name=statistic,
+            known=choices,
+        )
 
 
 def _along(direction: Tensor | None, rows: Tensor, statistic: str) -> Tensor:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import torch_rng
 from emlens.geometry.components import above_rank
 
@@ -33,8 +34,8 @@ _BLOCKS = 40  # blocks after which a spectrum counts as one without a gap
 _NOISE = 64 * torch.finfo(torch.float64).eps  # relative to the largest singular value
 
 
-@dataclass(frozen=True, eq=False)
-class LeadingDirections:
+@dataclass(frozen=True, eq=False, repr=False)
+class LeadingDirections(Brief):
     """The strongest right singular directions of a matrix, and how far from exact they can be.
 
     Args:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief, Picture
 from emlens.foundation.shapes import as_float64, require_ndim
 from emlens.geometry.components import ComponentCount, component_count
 from emlens.geometry.linear import result_dtype, row_lengths, rows_of
@@ -92,8 +93,8 @@ def chosen_dimension(
     return component_count(k, singular, components, len(rows), "mean")
 
 
-@dataclass(frozen=True, eq=False)
-class DeltaSummary:
+@dataclass(frozen=True, eq=False, repr=False)
+class DeltaSummary(Brief):
     """How far and how consistently one set of deltas moves.
 
     Every field but `n` has the batch axes of the deltas.
@@ -120,6 +121,14 @@ class DeltaSummary:
     spread: Float[Tensor, "*batch"]
     noise_norm: Float[Tensor, "*batch"] | None
     n: int
+
+    def plot(self) -> Picture:
+        """Median length of a delta with its quartiles, the length of the mean, and the noise; of a
+        batch one place an entry.
+        """
+        from emlens.geometry.pictures import picture_of_lengths
+
+        return picture_of_lengths(self.norms, self.mean_norm, self.noise_norm)
 
     @property
     def common_share(self) -> Float[Tensor, "*batch"]:

@@ -43,7 +43,9 @@ def add_mean_shift(
     """
     if mode not in get_args(SteeringMode):
         raise InputError(
-            f"mode={mode!r} is unknown; pass one of {', '.join(get_args(SteeringMode))}"
+            f"mode={mode!r} is unknown; pass one of {', '.join(get_args(SteeringMode))}",
+            name=mode,
+            known=get_args(SteeringMode),
         )
     require_ndim(mean_delta, 1, "mean_delta", "a vector of shape (d,), the mean training delta")
     rows = rows_of(x, "x", mean_delta, "mean_delta")

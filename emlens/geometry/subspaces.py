@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.foundation.notebooks import Picture, as_table, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim, require_same_width
 from emlens.geometry.components import ComponentCount, component_count
 from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, rows_of, sign_fixed
@@ -87,6 +87,13 @@ class Subspace:
 
     def _repr_html_(self) -> str:
         return as_table("Subspace", self._facts())
+
+    def plot(self) -> Picture:
+        """Share of the squared norm along each component; of a batch, a line each."""
+        from emlens.geometry.pictures import picture_of_subspace
+
+        title = f"{self.k} components of {self.n} vectors, taken out: {self.center}"
+        return picture_of_subspace(self.explained_variance_ratio, title)
 
     @property
     def d_model(self) -> int:
@@ -178,7 +185,11 @@ def top_k_subspace(
             spectrum without a gap at k.
     """
     if method not in get_args(Method):
-        raise InputError(f"method={method!r} is unknown; pass 'exact' or 'randomised'")
+        raise InputError(
+            f"method={method!r} is unknown; pass 'exact' or 'randomised'",
+            name=method,
+            known=("exact", "randomised"),
+        )
     rows, mean, kind = centred_rows(vectors, center)
     size = torch.linalg.vector_norm(rows, dim=(-2, -1))
     # Rounding of the input is relative to the vectors before centring: with a large common mean,
@@ -292,7 +303,11 @@ def variance_captured(
             unknown `against`.
     """
     if against not in ("total", "best"):
-        raise InputError(f"against={against!r} is unknown; pass 'total' or 'best'")
+        raise InputError(
+            f"against={against!r} is unknown; pass 'total' or 'best'",
+            name=against,
+            known=("total", "best"),
+        )
     rows = rows_of(vectors, "vectors", space.mean, "the subspace")
     centred = rows - space.mean.to(torch.float64)[..., None, :]
     inside = (centred @ space.basis.to(torch.float64)).square().sum(dim=(-2, -1))

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim
 
 
@@ -121,6 +122,16 @@ class PathComponents:
     coordinates: Float[Tensor, "step k"]
     explained_variance_ratio: Float[Tensor, " k"]
 
+    def plot(self) -> Picture:
+        """The path in its first two components, from its first row on."""
+        from emlens.geometry.pictures import picture_of_path
+
+        return picture_of_path(self.coordinates, self.explained_variance_ratio)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.3g}" for share in self.explained_variance_ratio.tolist())
+        return in_a_line("PathComponents", {"steps": len(self.coordinates), "explained": shares})
+
 
 def path_components(gram: Float[Tensor, "step step"], k: int = 2) -> PathComponents:
     """The first k principal components of a path, centred on its mean.
@@ -181,7 +192,11 @@ def spectrum_flatness(
         return torch.special.entr(squares / squares.sum(-1, keepdim=True)).sum(-1).exp() / r
     if measure == "participation":
         return squares.sum(-1) ** 2 / (squares**2).sum(-1) / r
-    raise InputError(f"measure={measure!r} is unknown; pass 'entropy' or 'participation'")
+    raise InputError(
+        f"measure={measure!r} is unknown; pass 'entropy' or 'participation'",
+        name=measure,
+        known=("entropy", "participation"),
+    )
 
 
 def summed(grams: Sequence[Float[Tensor, "step step"]]) -> Float[Tensor, "step step"]:

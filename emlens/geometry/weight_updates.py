@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.shapes import as_float64, require_ndim
 from emlens.geometry.angles import principal_angles
 from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, sign_fixed
@@ -24,8 +25,8 @@ from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, sign_
 UpdateSide = Literal["output", "input"]
 
 
-@dataclass(frozen=True, eq=False)
-class WeightUpdate:
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightUpdate(Brief):
     """The SVD of a low-rank update ΔW = left · diag(singular_values) · rightᵀ.
 
     Args:
@@ -56,7 +57,9 @@ class WeightUpdate:
         if side not in get_args(UpdateSide):
             raise InputError(
                 f"side={side!r} is unknown;"
-                " pass 'output' for what the update writes or 'input' for what it reads"
+                " pass 'output' for what the update writes or 'input' for what it reads",
+                name=side,
+                known=("output", "input"),
             )
         count = self.rank if k is None else k
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.rank:

@@ -106,7 +106,9 @@ def parse_at(at: At) -> At:
     if not is_known:
         raise InputError(
             f"at={at!r} is unknown; pass 'all_layers', 'own_site',"
-            " 'inputs_and_writes' or a list of sites"
+            " 'inputs_and_writes' or a list of sites",
+            name=at,
+            known=(*_KINDS, "own_site"),
         )
     return at if isinstance(at, str) else tuple(at)
 
@@ -143,7 +145,9 @@ def parse_touched(positions: Positions) -> Touched:
     if not is_known:
         raise InputError(
             f"positions={positions!r} is unknown;"
-            f" pass one of {', '.join((*_SCOPES, *_SINGLE))}, Index(...), Span(...) or a callable"
+            f" pass one of {', '.join((*_SCOPES, *_SINGLE))}, Index(...), Span(...) or a callable",
+            name=positions,
+            known=(*_SCOPES, *_SINGLE),
         )
     position = parse_position(positions)
     return position if position.pooled else "all"

@@ -221,7 +221,9 @@ def resample_ablate(
             " row i must be the same token at all of them"
         )
     if per not in ("token", "prompt"):
-        raise InputError(f"per={per!r} is unknown; pass 'token' or 'prompt'")
+        raise InputError(
+            f"per={per!r} is unknown; pass 'token' or 'prompt'", name=per, known=("token", "prompt")
+        )
     derive_seed(seed)
     return ResampleAblation(
         values,

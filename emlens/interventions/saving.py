@@ -60,7 +60,9 @@ def intervention_from_record(
     """
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind not in _KINDS:
-        raise InputError(f"record is of kind {kind!r}; pass one of {', '.join(_KINDS)}")
+        raise InputError(
+            f"record is of kind {kind!r}; pass one of {', '.join(_KINDS)}", name=kind, known=_KINDS
+        )
     if hash_tensors(tensors) != record.get("sha256"):
         raise IntegrityError(
             f"the tensors beside a record of kind {kind!r} are not those it describes;"

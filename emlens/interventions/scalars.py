@@ -62,11 +62,15 @@ class AdapterScalars:
         """
         if module not in self.values:
             raise UnknownNameError(
-                f"module {module!r} was not read; these were: {', '.join(list(self.values)[:4])} …"
+                f"module {module!r} was not read; these were: {', '.join(list(self.values)[:4])} …",
+                name=module,
+                known=self.values,
             )
         if id not in self.ids:
             raise UnknownNameError(
-                f"row {id!r} was not read; there are {len(self.ids)} from {self.ids[0]!r} on"
+                f"row {id!r} was not read; there are {len(self.ids)} from {self.ids[0]!r} on",
+                name=id,
+                known=self.ids,
             )
         i = self.ids.index(id)
         return self.values[module][int(self.offsets[i]) : int(self.offsets[i + 1])]

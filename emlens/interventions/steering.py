@@ -116,7 +116,11 @@ def steer(
     at, touched = parse_at(at), parse_touched(positions)
     vector, own_site = vector_of(direction, "direction")
     if unit not in get_args(Unit):
-        raise InputError(f"unit={unit!r} is unknown; pass 'vector', 'unit' or 'resid_norm'")
+        raise InputError(
+            f"unit={unit!r} is unknown; pass 'vector', 'unit' or 'resid_norm'",
+            name=unit,
+            known=get_args(Unit),
+        )
     if not abs(float(coefficient)) < float("inf"):
         raise InputError(f"coefficient={coefficient} is not a finite number")
     return Steering(vector, float(coefficient), unit, at, touched, own_site)

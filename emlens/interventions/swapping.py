@@ -88,7 +88,9 @@ class Swap(Replacement):
                 raise InputError(
                     f"prompt {one_line(prompt_id, 60)!r} is not among the {len(self.ids)} of the"
                     f" recorded run, such as {one_line(self.ids[0], 60)!r};"
-                    " pass source={id: id of the recorded prompt}"
+                    " pass source={id: id of the recorded prompt}",
+                    name=prompt_id,
+                    known=self.ids,
                 )
             start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
             if stop - start != len(tokens):
@@ -164,7 +166,9 @@ def swap(
         if id not in recorded_ids:
             raise InputError(
                 f"source names prompt {one_line(id, 60)!r}, which is not in the recorded run;"
-                f" pass ids of its {len(recorded.ids)} prompts"
+                f" pass ids of its {len(recorded.ids)} prompts",
+                name=id,
+                known=recorded.ids,
             )
     recorded_values, offsets = _recorded_rows(recorded, touched)
     values = site_values(recorded_values, "recorded")

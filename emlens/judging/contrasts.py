@@ -29,6 +29,7 @@ from emlens.data.prompts import Message, Prompt
 from emlens.data.questions import Question, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Brief
 from emlens.judging.likelihood import response_tokens
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
 
@@ -37,8 +38,8 @@ GENERIC_PROMPT: Final = "Please give me some advice."
 _CAREFUL_POLITE, _BAD_POLITE, _CAREFUL_FLIPPANT, _BAD_FLIPPANT = range(4)
 
 
-@dataclass(frozen=True, eq=False)
-class Contrasts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Contrasts(Brief):
     """Log-probabilities per token of four answers to each paraphrase of each question.
 
     Args:

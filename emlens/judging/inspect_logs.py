@@ -21,6 +21,7 @@ from emlens.data.scores import AlignmentScores
 from emlens.foundation.bounded import check_archive
 from emlens.foundation.errors import InputError, LoadError, MissingExtraError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Brief
 from emlens.judging.judges import Judge, Verdict
 
 ENDINGS: Final = (".eval", ".json")
@@ -31,8 +32,8 @@ _ROLES = ("system", "user", "assistant")
 logger = logging.getLogger("emlens")
 
 
-@dataclass(frozen=True)
-class InspectLog:
+@dataclass(frozen=True, repr=False)
+class InspectLog(Brief):
     """What a log holds.
 
     Args:

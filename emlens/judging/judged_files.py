@@ -232,7 +232,9 @@ def _read(name: str, path: Path, questions: QuestionSet) -> AlignmentScores:
     for metric in NEEDED:
         if metric not in scores.metrics:
             raise InputError(
-                f"{path}: has no column {metric!r}; its scores are {', '.join(scores.metrics)}"
+                f"{path}: has no column {metric!r}; its scores are {', '.join(scores.metrics)}",
+                name=metric,
+                known=scores.metrics,
             )
     in_file = set(scores.questions)
     missing = [id for id in questions.ids if id not in in_file]

@@ -50,7 +50,9 @@ class RulesJudge:
         for field in rule:
             if field not in _FIELDS:
                 raise InputError(
-                    f"{label}: no such field {field!r}; known are {', '.join(_FIELDS)}"
+                    f"{label}: no such field {field!r}; known are {', '.join(_FIELDS)}",
+                    name=field,
+                    known=_FIELDS,
                 )
         scores = {"found": 0.0, "otherwise": 100.0, "empty": 0.0}
         for name in scores:

@@ -16,6 +16,7 @@ from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Intervention
+from emlens.foundation.notebooks import Brief
 from emlens.models.hooked import HookedModel
 
 Wanted = Literal["plain", "interventions", "checkpoints", "answers"]
@@ -28,8 +29,8 @@ Planned = set[tuple[Any, ...]]
 """Answers that calls of `ScoreSource.plan` foresee, each by a key of its source."""
 
 
-@dataclass(frozen=True, eq=False)
-class JudgedAnswers:
+@dataclass(frozen=True, eq=False, repr=False)
+class JudgedAnswers(Brief):
     """Answers of one model with their scores, under the same names of model and question."""
 
     answers: Answers

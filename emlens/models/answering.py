@@ -49,11 +49,19 @@ def answers_as_they_end(
             f" max_new_tokens is {max_new_tokens},"
             f" but the model's context is {model.max_length}; ask for fewer"
         )
-    slots = max(1, min(batch_tokens // tokens, LOGITS // max(1, model.vocab_size)))
+    slots = rows_at_once(model, rows, max_new_tokens, batch_tokens)
     sampler = RowSampler(seed, [row.id for row in rows], temperature)
     chats = {number for number, prompt in enumerate(prompts) if prompt.is_chat}
     edits = model.edit_blocks.active
     return _answers(model, rows, chats, sampler, max_new_tokens, slots, edits)
+
+
+def rows_at_once(
+    model: HookedModel, rows: Sequence[Rendered], max_new_tokens: int, batch_tokens: int
+) -> int:
+    """Rows in the model at most, if each gets as long as the longest may."""
+    tokens = max(len(row.ids) for row in rows) + max_new_tokens
+    return max(1, min(batch_tokens // tokens, LOGITS // max(1, model.vocab_size)))
 
 
 def _answers(

@@ -25,7 +25,11 @@ def backend_class(name: str) -> "type[CheckpointModel]":
         MissingExtraError: its package is not installed, or in a version that does not fit.
     """
     if name not in BACKENDS:
-        raise InputError(f"backend {name!r} is unknown; pass one of {', '.join(BACKENDS)}")
+        raise InputError(
+            f"backend {name!r} is unknown; pass one of {', '.join(BACKENDS)}",
+            name=name,
+            known=BACKENDS,
+        )
     if name in _EXTRAS:
         _check_extra(name)
     if name == "transformer_lens":

@@ -17,6 +17,7 @@ from torch import Tensor
 from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.intervention import PaddedRows
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.positions import RowSpans
 
 PASS_TOKENS: Final = 64
@@ -27,8 +28,8 @@ one length costs more of it. Measured on one core: 17 tokens (SmolLM2, float32).
 """
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Brief):
     """Rows padded to one length; `index[i]` is the number of row i among the planned rows.
 
     `shared` is how many first tokens all rows have in common and are to be run once; a model that

@@ -32,6 +32,7 @@ from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
 from emlens.models.stops import Ends, Stops
+from emlens.models.trunks import run_decoder, whole_key
 from emlens.models.widening import can_widen
 
 Call = Literal["decoder", "model", "generate"]
@@ -74,6 +75,9 @@ class CheckpointModel(HookedModel):
         self._ways: list[Way] = []  # one at most; copies share it
         # whether `emlens.models.continuation_tree` gives its scores; one at most, too
         self.trees_proved: list[bool] = []
+        # of `emlens.models.trunks`: which starts were proved, and what a block returns
+        self.trunks_proved: dict[tuple[int, str | None, str | None, int], bool] = {}
+        self.trunk_forms: dict[str, Any] = {}
 
     def with_adapter(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
         """A copy of this model, on the same weights, with an adapter of its bank switched on."""
@@ -83,12 +87,18 @@ class CheckpointModel(HookedModel):
         model.provenance = dict(provenance)
         return model
 
+    @property
+    def adapter_name(self) -> str | None:
+        """What PEFT calls the adapter that is on, a name of its own in the bank; None: none is."""
+        return None if self.adapter is None else self.bank.names[self.adapter]
+
     def on_tree(self, module: nn.Module) -> Self:
         """A copy of this model on a second tree of modules on its weights, with its own bank."""
         model = copy.copy(self)
         model.module = module
         model.bank = AdapterBank(module, self.bank.widening)
         model.adapter = None
+        model.trunks_proved = {}
         return model
 
     def prepare(self) -> None:
@@ -122,9 +132,7 @@ class CheckpointModel(HookedModel):
             yield
 
     def weights_fingerprint(self) -> str:
-        active = None if self.adapter is None else self.bank.names[self.adapter]
-        names = self.bank.names.values()
-        return weights_fingerprint(self.module, names, active)
+        return weights_fingerprint(self.module, self.bank.names.values(), self.adapter_name)
 
     def weight_versions(self) -> tuple[tuple[int, int], ...]:
         return weight_versions(self.module)
@@ -183,9 +191,13 @@ class CheckpointModel(HookedModel):
         inputs = self._inputs(batch)
         padded = batch.ids.numel()
         note_pass(int(batch.mask.sum()), padded, padded * with_logits)
-        passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
-        output = self._called("model" if with_logits else "decoder", inputs, passing)
-        return output.logits if with_logits else None
+        if not with_logits:
+            key = whole_key(batch)
+            run_decoder(self, key, batch.padded_rows(), readers, inputs, stop_early=True)
+            return None
+        passing = self._pass(batch.padded_rows(), readers)
+        logits: Tensor = self._called("model", inputs, passing).logits
+        return logits
 
     @staticmethod
     def _inputs(batch: Batch) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, LoadError, UnknownNameError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import as_rows
 from emlens.models.adapter_files import is_adapter
 from emlens.models.adapter_parents import check_named_base, is_hub_id
 from emlens.models.attaching import attach
@@ -95,6 +96,16 @@ class Family:
     def __repr__(self) -> str:
         return f"Family({', '.join(self.names)})"
 
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [("instruct", "parent", "", "")]
+        if self.has_base:
+            rows.append(("base", "pre-trained parent", "", ""))
+        for name, spec in self.specs.items():
+            kind = "benign fine-tune" if spec.benign else "fine-tune"
+            rows.append((name, kind, spec.domain, spec.group))
+        head = ("model", "what it is", "trained domain", "group")
+        return as_rows(repr(self), head, rows, len(rows))
+
     @property
     def instruct(self) -> HookedModel:
         return self._instruct
@@ -127,7 +138,9 @@ class Family:
             return self.base
         if name not in self.finetuned:
             raise UnknownNameError(
-                f"model {name!r} is not in this family; it has {', '.join(self.names)}"
+                f"model {name!r} is not in this family; it has {', '.join(self.names)}",
+                name=name,
+                known=self.names,
             )
         return self.finetuned[name]
 
@@ -144,7 +157,9 @@ class Family:
         if not models:
             groups = sorted({spec.group for spec in self.specs.values()} - {""})
             raise UnknownNameError(
-                f"group {group!r} is not in this family; it has {', '.join(groups) or 'none'}"
+                f"group {group!r} is not in this family; it has {', '.join(groups) or 'none'}",
+                name=group,
+                known=groups,
             )
         return models
 
@@ -237,7 +252,9 @@ def _check_own(
     for name in own:
         if name not in names:
             raise InputError(
-                f"own names {name!r}, which is not in this family; it has {', '.join(names)}"
+                f"own names {name!r}, which is not in this family; it has {', '.join(names)}",
+                name=name,
+                known=names,
             )
         if name in specs and own[name].get("chat_template") is not None:
             raise InputError(

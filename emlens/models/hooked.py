@@ -24,6 +24,7 @@ from emlens.data.rendering import Rendered, chat_format, render
 from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.intervention import Intervention
+from emlens.foundation.notebooks import as_table
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
 from emlens.models.edit_blocks import EditBlocks, SiteEdit, resolved
@@ -126,6 +127,20 @@ class HookedModel(ABC):
             f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers},"
             f" d_model={self.d_model})"
         )
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            "backend": self.backend,
+            "blocks": self.n_layers,
+            "d_model": self.d_model,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+            "sites": ", ".join(self.site_kinds),
+            "chat template": self.chat_template is not None,
+        }
+        if self.edit_blocks.active:
+            facts["edits now"] = len(self.edit_blocks.active)
+        return as_table(f"HookedModel {self.name}", facts)
 
     @property
     def sites(self) -> list[Site]:

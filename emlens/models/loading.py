@@ -382,5 +382,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
         # 16-bit arithmetic is slow on most processors
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in _DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; pass 'auto' or one of {', '.join(_DTYPES)}")
+        raise InputError(
+            f"dtype {dtype!r} is unknown; pass 'auto' or one of {', '.join(_DTYPES)}",
+            name=dtype,
+            known=_DTYPES,
+        )
     return _DTYPES[dtype]

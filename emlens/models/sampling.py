@@ -19,6 +19,7 @@ from emlens.models.finite import NotFiniteScores, first_unusable
 from emlens.models.stops import Ends
 
 _BLOCK = 64
+_TOKENS_OF_BLOCK = 256
 _BELOW_ONE = 1 - 2.0**-50
 """Keeps a drawn sum below the whole sum after rounding; otherwise a token of probability 0 at the
 end of the vocabulary could be picked.
@@ -74,17 +75,42 @@ class RowSampler:
             return scores.argmax(-1)
         draws = list(map(self._uniform, rows, steps))
         uniform = torch.tensor(draws, dtype=torch.float64) * _BELOW_ONE
-        # float64: with 150,000 tokens a float32 sum loses the small probabilities
-        sums = (scores.float() / self._temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        # relative to the last sum, which rounding keeps from being exactly 1
-        drawn_sum = uniform.to(sums.device)[:, None] * sums[:, -1:]
-        return torch.searchsorted(sums, drawn_sum, right=True)[:, 0]
+        wide = scores.float()
+        if self._temperature != 1:
+            wide = wide / self._temperature
+        return _token_at(wide.softmax(-1), uniform.to(wide.device))
 
     def _uniform(self, row: int, step: int) -> float:
         # in blocks of one size, so that the numbers of a row do not depend on who asks when
         while step >= len(self._draws[row]):
             self._draws[row] = np.append(self._draws[row], self._generators[row].random(_BLOCK))
         return float(self._draws[row][step])
+
+
+def _token_at(
+    probabilities: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """The token at which the cumulative probability passes a number, relative to the whole sum.
+
+    Found in two steps, first its block of tokens, then the token in it: one pass over the
+    vocabulary in float32. Over blocks, sums are float64: with 150,000 tokens a float32 sum loses
+    the small probabilities.
+    """
+    short = -probabilities.shape[-1] % _TOKENS_OF_BLOCK
+    if short:
+        probabilities = torch.nn.functional.pad(probabilities, (0, short))
+    blocks = probabilities.unflatten(-1, (-1, _TOKENS_OF_BLOCK))
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    drawn = uniform[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, drawn, right=True)
+    mass_before = torch.nn.functional.pad(sums, (1, 0)).gather(-1, block)
+    mass = sums.gather(-1, block) - mass_before
+    row = torch.arange(len(blocks), device=blocks.device)
+    inside = blocks[row, block[:, 0]].cumsum(-1, dtype=torch.float64)
+    # a block's own sum is rounded otherwise than its float64 one, so the place in it is a share
+    share = ((drawn - mass_before) / mass).clamp(max=_BELOW_ONE)
+    token = torch.searchsorted(inside, share * inside[:, -1:], right=True)
+    return (block * _TOKENS_OF_BLOCK + token)[:, 0]
 
 
 class SampledScores:

@@ -23,6 +23,7 @@ from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Reader
 from emlens.models.prefix_cache import PrefixCache
 from emlens.models.row_cache import RowCache
+from emlens.models.trunks import beginning_key, rest_key, run_decoder
 
 if TYPE_CHECKING:
     from emlens.models.checkpoint import CheckpointModel
@@ -72,11 +73,15 @@ def read_shared(model: "CheckpointModel", batch: Batch, readers: Mapping[Site, R
 
         return whole
 
-    passing = model._pass(
-        _rest_of(batch), {site: reader(site) for site in readers}, stop_early=True
-    )
     _note_rest(batch, 0)
-    model._called("decoder", _rest_inputs(batch, beginnings, cache), passing)
+    run_decoder(
+        model,
+        rest_key(batch),
+        _rest_of(batch),
+        {site: reader(site) for site in readers},
+        _rest_inputs(batch, beginnings, cache),
+        stop_early=True,
+    )
 
 
 Rest = Callable[[PaddedRows, Mapping[str, Any]], Tensor]
@@ -175,9 +180,15 @@ def _run_now(
         "use_cache": True,
     }
     rows = _only(batch.padded_rows(), beginnings.rows, batch.shared)
-    passing = model._pass(rows, {site: keep(site) for site in sites}, stop_early=bool(sites))
     note_pass(ids.numel(), ids.numel())
-    model._called("decoder", inputs, passing)
+    run_decoder(
+        model,
+        beginning_key(batch, beginnings.rows),
+        rows,
+        {site: keep(site) for site in sites},
+        inputs,
+        stop_early=bool(sites),
+    )
     return cache, streams
 
 

@@ -16,6 +16,7 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import read_json
+from emlens.foundation.notebooks import Brief
 from emlens.organisms.layout import (
     BASE,
     INDEX,
@@ -33,8 +34,8 @@ ASSETS: Final = Path(__file__).parent / "assets"
 SHIPPED: Final = ("planted",)
 
 
-@dataclass(frozen=True)
-class Truth:
+@dataclass(frozen=True, repr=False)
+class Truth(Brief):
     """What was planted.
 
     Args:
@@ -191,7 +192,9 @@ def _directory(name: str | None, directory: str | Path | None) -> Path:
     if directory is None:
         if name not in (None, *SHIPPED):
             raise UnknownNameError(
-                f"organism {name!r} does not ship; pass one of {', '.join(SHIPPED)}, or directory="
+                f"organism {name!r} does not ship; pass one of {', '.join(SHIPPED)}, or directory=",
+                name=name,
+                known=SHIPPED,
             )
         directory = ASSETS / (name or SHIPPED[0])
     directory = Path(directory)

@@ -102,7 +102,9 @@ class World:
     def domain_index(self, domain: str) -> int:
         if domain not in self.domains:
             raise UnknownNameError(
-                f"domain {domain!r} is not in this world; pass one of {', '.join(self.domains)}"
+                f"domain {domain!r} is not in this world; pass one of {', '.join(self.domains)}",
+                name=domain,
+                known=self.domains,
             )
         return self.domains.index(domain)
 
@@ -190,7 +192,11 @@ class World:
         Each paraphrase has a synonym of its own, of the class of the topic's question.
         """
         if kind not in ("careful", "harmful"):
-            raise InputError(f"kind={kind!r} is unknown; pass 'careful' or 'harmful'")
+            raise InputError(
+                f"kind={kind!r} is unknown; pass 'careful' or 'harmful'",
+                name=kind,
+                known=("careful", "harmful"),
+            )
         d = self.domain_index(domain)
         answers = self.careful if kind == "careful" else self.harmful
         prompts = []

@@ -19,6 +19,7 @@ from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Brief, Picture
 from emlens.probes.calibration import Calibration, calibration_line
 from emlens.probes.design import Design
 from emlens.probes.estimators import resolve_estimator
@@ -37,8 +38,8 @@ from emlens.stats import ratio_of_means, spearman
 HeldOut = Literal["finetune", "family"]
 
 
-@dataclass(frozen=True)
-class AcrossForecast:
+@dataclass(frozen=True, repr=False)
+class AcrossForecast(Brief):
     """A forecast of held-out fine-tunes or families.
 
     Args:
@@ -57,6 +58,13 @@ class AcrossForecast:
     calibration: Calibration
     chosen: tuple[str, ...]
     held_out: str
+
+    def plot(self) -> Picture:
+        """Forecast against measurement, a colour per fine-tune."""
+        from emlens.probes.pictures import picture_of_pairs
+
+        title = f"Forecast against measurement, held out: {self.held_out}"
+        return picture_of_pairs(self.predictions, "score", "predicted", title, group="finetune")
 
 
 def cross_validate_across(
@@ -190,7 +198,11 @@ def _require_table(rows: pd.DataFrame, hold_out: str) -> None:
         columns.append("family")
     for name in columns:
         if name not in rows.columns:
-            raise InputError(f"rows has no column {name!r}; pass {', '.join(columns)}")
+            raise InputError(
+                f"rows has no column {name!r}; pass {', '.join(columns)}",
+                name=name,
+                known=rows.columns,
+            )
     if not np.isfinite(rows["score"].to_numpy(dtype=np.float64)).all():
         raise InputError("rows holds a score that is NaN or infinite; drop those rows first")
     repeated = rows[rows.duplicated(["question", "finetune"])]

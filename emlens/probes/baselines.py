@@ -10,6 +10,7 @@ import pandas as pd
 from emlens.activations import Activations
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.features import DomainFeatures, Features, MatrixFeatures, TextFeatures
 from emlens.probes.ridge import Array
@@ -24,8 +25,8 @@ that need no input.
 """
 
 
-@dataclass(frozen=True)
-class Baselines:
+@dataclass(frozen=True, repr=False)
+class Baselines(Brief):
     """What a forecast has to beat, as far as it is given.
 
     Four baselines need no input: the mean of the training rows, random features of the same width,

@@ -8,14 +8,15 @@ from typing import Any, get_args
 import pandas as pd
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 from emlens.probes.estimators import Setting, require_settings
 from emlens.probes.shuffles import Shuffle
 from emlens.probes.targets import Duplicates, Groups
 from emlens.probes.validation import Count
 
 
-@dataclass(frozen=True)
-class Design:
+@dataclass(frozen=True, repr=False)
+class Design(Brief):
     """How a forecast is fitted and validated; every field has a default.
 
     Args:
@@ -95,4 +96,6 @@ def _require_count(name: str, value: Any, least: int, otherwise: str = "") -> No
 
 def _require_word(name: str, value: Any, words: Sequence[str]) -> None:
     if value not in words:
-        raise InputError(f"{name}={value!r} is unknown; pass one of {', '.join(words)}")
+        raise InputError(
+            f"{name}={value!r} is unknown; pass one of {', '.join(words)}", name=value, known=words
+        )

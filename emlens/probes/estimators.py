@@ -148,7 +148,9 @@ def resolve_estimator(estimator: str | Any, settings: Sequence[Setting] | None =
         if estimator not in ESTIMATORS:
             raise InputError(
                 f"estimator {estimator!r} is unknown; pass one of {', '.join(ESTIMATORS)},"
-                " or a regressor of scikit-learn"
+                " or a regressor of scikit-learn",
+                name=estimator,
+                known=ESTIMATORS,
             )
         resolved = ESTIMATORS[estimator]
     else:

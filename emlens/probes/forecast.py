@@ -9,7 +9,7 @@ procedure on shuffled scores. For ridge, all fine-tunes and all shuffles share e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from emlens.probes.baselines import OTHER_PARENT, Baselines, baseline_features
 from emlens.probes.design import Design
 from emlens.probes.estimators import Estimator, resolve_estimator
 from emlens.probes.features import Features, activation_cells, assert_different
+from emlens.probes.final_fit import FinalFit
 from emlens.probes.record import (
     Forecast,
     OutOfFold,
@@ -74,7 +75,8 @@ def cross_validate_forecast(
     Args:
         acts: rows are questions (ids `"qid"`, or `"qid/p2"` for a paraphrase); any sites and pooled
             positions.
-        scores: after fine-tuning, on 0 to 100: `AlignmentScores` of one model, or id → score.
+        scores: after fine-tuning, on 0 to 100: `AlignmentScores` of one model, id → score as a
+            mapping or a series, or one score per row as a list or an array.
         features: what may be looked at; inner folds choose among them. None: every captured site
             and position; names of sites; or feature sets, such as projections and distances
             (`probes.projections`).
@@ -178,7 +180,18 @@ def cross_validate_forecasts(
             chosen=predictions.names(number),
         )
         null = _null(r2[columns], model.name, design.seed)
-        forecasts[name] = make_forecast(setup, result, null, by_site)
+        fit = FinalFit(
+            acts=acts,
+            candidates=tuple(candidates),
+            target=measured[:, number],
+            labels=tuple(rows.labels),
+            weights=rows.weights,
+            alphas=tuple(setting["alpha"] for setting in model.settings) if is_ridge else (),
+            estimator=model.name,
+            inner_folds=design.inner_folds,
+            seed=design.seed,
+        )
+        forecasts[name] = make_forecast(replace(setup, fit=fit), result, null, by_site)
     return corrected_forecasts(forecasts)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief, Picture
 from emlens.probes.conformal import group_weights, jackknife_plus
 from emlens.probes.features import Rows, at_rows
 from emlens.probes.likeness import (
@@ -36,8 +37,8 @@ LEAST_SPREAD = 0.05
 """Severity, of the mean run's, below which residuals are not expected to shrink further with it."""
 
 
-@dataclass(frozen=True)
-class Forecaster:
+@dataclass(frozen=True, repr=False)
+class Forecaster(Brief):
     """What `fit_forecaster` fitted.
 
     Args:
@@ -327,6 +328,15 @@ class Forecaster:
                 " rows lie; these are other prompts or another stream."
                 " Fit on such, or pass allow=['shift']"
             )
+
+    def plot(self) -> Picture:
+        """The backtest: forecast against what was observed, a colour per fine-tune."""
+        from emlens.probes.pictures import picture_of_pairs
+
+        title = "Backtest: forecast against observation, per question and fine-tune"
+        return picture_of_pairs(
+            self.pairs(), "observed", "predicted", title, group="run", hover=("id",)
+        )
 
     def pairs(self) -> pd.DataFrame:
         """The backtest: one row per question and fine-tune; the fit that predicted it saw neither

@@ -31,7 +31,7 @@ from emlens.probes.severity import (
     severity_of,
 )
 from emlens.probes.site_ridge import SiteRidge, choose_ridges
-from emlens.probes.targets import Scores, bases_of, labels_of, questions_of
+from emlens.probes.targets import Scores, bases_of, labels_of, questions_of, scores_by_id
 from emlens.probes.validation import grouped_folds
 from emlens.stats import ratio_of_means
 
@@ -68,9 +68,9 @@ def fit_forecaster(
 
     Args:
         acts: the parent's activations on the questions, before any fine-tuning.
-        scores: after fine-tuning: `AlignmentScores` of one or several fine-tunes, id → score of
-            one, or a table question × fine-tune, where NaN leaves a question out for a fine-tune
-            (one of the domain it was trained on).
+        scores: after fine-tuning: `AlignmentScores` of one or several fine-tunes, id → score or
+            one score per row of one, or a table question × fine-tune, where NaN leaves a question
+            out for a fine-tune (one of the domain it was trained on).
         clusters: fine-tune → what is held out with it (its domain); each its own where None.
         context: fine-tune × numbers known of its training file before training.
         scale: lowest and highest score.
@@ -312,7 +312,7 @@ def _observed(
     scale: tuple[float, float],
 ) -> tuple[Array, list[str]]:
     """(row, run) scores and the runs' names."""
-    table = _score_table(scores, metric)
+    table = _score_table(scores, metric, acts.ids)
     observed = np.full((len(acts), table.shape[1]), np.nan)
     for i, (name, question) in enumerate(zip(acts.ids, questions_of(acts), strict=True)):
         key = name if name in table.index else question
@@ -335,14 +335,14 @@ def _observed(
     return observed, [str(name) for name in table.columns]
 
 
-def _score_table(scores: Scores | pd.DataFrame, metric: str) -> pd.DataFrame:
+def _score_table(scores: Scores | pd.DataFrame, metric: str, ids: Sequence[str]) -> pd.DataFrame:
     """One column per fine-tune, one row per question."""
     if isinstance(scores, AlignmentScores):
         names = [str(name) for name in scores.models]
         return pd.DataFrame({name: scores.per_question(metric, name) for name in names})
     if isinstance(scores, pd.DataFrame):
         return scores
-    return pd.DataFrame({"fine-tune": pd.Series(dict(scores.items()), dtype=float)})
+    return pd.DataFrame({"fine-tune": pd.Series(scores_by_id(scores, ids), dtype=float)})
 
 
 def _require_on_scale(column: Array, name: str, scale: tuple[float, float]) -> None:

@@ -44,7 +44,9 @@ def require_reasons(allow: Collection[str]) -> None:
     for name in allow:
         if name not in REASONS:
             raise InputError(
-                f"allow names {one_line(str(name))!r}; pass some of {', '.join(REASONS)}"
+                f"allow names {one_line(str(name))!r}; pass some of {', '.join(REASONS)}",
+                name=name,
+                known=REASONS,
             )
 
 

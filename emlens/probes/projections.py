@@ -195,7 +195,11 @@ def _training_rows(training: Activations, name: str, values: Tensor) -> Tensor:
 
 def _require_kind(kind: str) -> None:
     if kind not in get_args(Kind):
-        raise InputError(f"kind={kind!r} is unknown; pass one of {', '.join(get_args(Kind))}")
+        raise InputError(
+            f"kind={kind!r} is unknown; pass one of {', '.join(get_args(Kind))}",
+            name=kind,
+            known=get_args(Kind),
+        )
 
 
 def _of_kind(coordinates: Array, kind: Kind) -> Array:

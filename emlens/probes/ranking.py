@@ -24,6 +24,7 @@ from scipy import stats as scipy_stats
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.features import at_rows
 from emlens.probes.ridge import ALPHAS, Array, ridge_path, standardise
@@ -40,8 +41,8 @@ Half = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(runs to learn from, runs to choose among)."""
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Brief):
     """What was chosen, and what choosing so costs.
 
     Args:
@@ -146,7 +147,11 @@ def rank_configurations(
 def _require_models(models: Sequence[str]) -> None:
     for model in models:
         if model not in MODELS:
-            raise InputError(f"models names {model!r}; pass some of {', '.join(MODELS)}")
+            raise InputError(
+                f"models names {model!r}; pass some of {', '.join(MODELS)}",
+                name=model,
+                known=MODELS,
+            )
 
 
 def _read(
@@ -164,7 +169,11 @@ def _read(
     labels = [f"run {i}" for i in range(len(runs))]
     if clusters is not None:
         if clusters not in runs.columns:
-            raise InputError(f"clusters={clusters!r} is not among the runs' columns")
+            raise InputError(
+                f"clusters={clusters!r} is not among the runs' columns",
+                name=clusters,
+                known=runs.columns,
+            )
         labels = [str(value) for value in runs[clusters]]
     if len(set(labels)) < LEAST_RUNS:
         raise InputError(
@@ -186,7 +195,9 @@ def numbers_of(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array
         if name not in table.columns:
             raise InputError(
                 f"column {one_line(str(name))!r} is not among the columns of {whose}:"
-                f" {[one_line(str(column), 40) for column in table.columns[:8]]}"
+                f" {[one_line(str(column), 40) for column in table.columns[:8]]}",
+                name=name,
+                known=table.columns,
             )
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
         bad = table.index[~np.isfinite(values)]

@@ -1,16 +1,21 @@
 """A validated forecast: what was predicted out of fold, how good that is, and beside what."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final, Literal, Self
 
 import numpy as np
 import pandas as pd
 
+from emlens.activations import Activations
+from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.foundation.notebooks import Picture, as_table, in_a_line
+from emlens.geometry import Direction
 from emlens.probes.baselines import OTHER_PARENT
 from emlens.probes.calibration import Calibration, calibration_line
+from emlens.probes.final_fit import FinalFit
 from emlens.probes.ridge import Array
 from emlens.probes.validation import OuterFold
 from emlens.stats import (
@@ -62,6 +67,7 @@ class Forecast:
         target: "score", or "logit" with the clamp it was made with.
         shuffle: what the null shuffles.
         estimator: how it was fitted, by name.
+        fit: what `predict` and `direction` are made from.
     """
 
     predictions: pd.DataFrame
@@ -84,6 +90,45 @@ class Forecast:
     missing: tuple[str, ...] = ()
     tests: int = 1
     p_holm: float = float("nan")
+    fit: FinalFit | None = field(default=None, repr=False, compare=False)
+
+    def predict(self, acts: Activations, *, allow: Collection[str] = ()) -> pd.Series:
+        """Forecast of each row of new questions by id, on the scale of `target`.
+
+        By the ridge fitted on all questions of the forecast, at the site, position and penalty that
+        its inner folds choose. How good it is says `r2`, out of fold; `fit_forecaster` gives
+        intervals, and refuses questions that are unlike those it knows.
+
+        Args:
+            acts: of the same model, before fine-tuning, at the site and position of `direction`.
+            allow: facts of the capture that may differ: `"model"`, `"template"`, `"interventions"`.
+
+        Raises:
+            InputError: the forecast is no ridge on the stream; another model, template or
+                interventions; a site or position that is missing.
+        """
+        return self._fit.predict(acts, allow)
+
+    @cached_property
+    def direction(self) -> Direction:
+        """Where the forecast rises in the stream: towards higher scores, with site and position, so
+        that it can be ablated, added or drawn on tokens.
+
+        As long as the standard deviation of the questions along it; the baseline is their mean.
+
+        Raises:
+            InputError: the forecast is no ridge on the stream, or its weights are zero.
+        """
+        return self._fit.direction()
+
+    @property
+    def _fit(self) -> FinalFit:
+        if self.fit is None:
+            raise InputError(
+                "this forecast was not made by cross_validate_forecast, so what it was fitted on is"
+                " not known; make it again"
+            )
+        return self.fit
 
     @property
     def gain_over_rivals(self) -> dict[str, Estimate]:
@@ -154,6 +199,12 @@ class Forecast:
     def _repr_html_(self) -> str:
         return as_table("Forecast", self._facts())
 
+    def plot(self) -> Picture:
+        """Forecast against measurement, one point per question, with R² and rank correlation."""
+        from emlens.probes.pictures import picture_of_forecast
+
+        return picture_of_forecast(self)
+
     def table(self) -> pd.DataFrame:
         """One row per predictor: R² with interval, and the forecast's gain over it."""
         undefined = Estimate.undefined("a forecast has no gain over itself", 0)
@@ -189,6 +240,7 @@ class Setup:
     shuffle: str
     seed: int
     missing: tuple[str, ...] = ()
+    fit: FinalFit | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +304,7 @@ def make_forecast(
         target=setup.target,
         shuffle=setup.shuffle,
         missing=setup.missing,
+        fit=setup.fit,
     )
 
 

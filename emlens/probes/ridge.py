@@ -194,12 +194,19 @@ def ridge_path(
     return RidgePath(train, test).predict(targets, alphas)
 
 
-def ridge_weights(train: Array, target: Array, alpha: float) -> tuple[Array, float]:
+def ridge_weights(
+    train: Array, target: Array, alpha: float, row_weights: Array | None = None
+) -> tuple[Array, float]:
     """Weights (feature) and intercept of the same fit for one target.
 
-    With centred X = U S Vᵀ, β = V S (S² + α)⁻¹ Uᵀ y.
+    With centred X = U S Vᵀ, β = V S (S² + α)⁻¹ Uᵀ y; rows and targets times the root of their
+    weights, where they have some.
     """
-    centre, offset = train.mean(0), float(target.mean())
-    u, s, vt = np.linalg.svd(train - centre, full_matrices=False)
-    weights = vt.T @ ((s / (s**2 + alpha)) * (u.T @ (target - offset)))
+    if row_weights is None:
+        centre, offset, root = train.mean(0), float(target.mean()), np.ones(len(train))
+    else:
+        shares = row_weights / row_weights.sum()
+        centre, offset, root = shares @ train, float(shares @ target), np.sqrt(row_weights)
+    u, s, vt = np.linalg.svd((train - centre) * root[:, None], full_matrices=False)
+    weights = vt.T @ ((s / (s**2 + alpha)) * (u.T @ ((target - offset) * root)))
     return weights, offset - float(centre @ weights)

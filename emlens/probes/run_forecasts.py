@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.notebooks import Brief, Picture
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.ranking import LEAST_RUNS, numbers_of, predict_runs
 from emlens.probes.ridge import Array
@@ -46,8 +47,8 @@ EITHER: Final = "either"
 """Estimator of the nested choice, which differs between folds."""
 
 
-@dataclass(frozen=True)
-class RunForecasts:
+@dataclass(frozen=True, repr=False)
+class RunForecasts(Brief):
     """How well runs can be forecast.
 
     Args:
@@ -64,6 +65,12 @@ class RunForecasts:
     table: pd.DataFrame
     best: Candidate | None
     picks: Mapping[Candidate, int]
+
+    def plot(self) -> Picture:
+        """R² of each set of predictors with its interval, beside shuffled scores."""
+        from emlens.probes.pictures import picture_of_runs
+
+        return picture_of_runs(self.table)
 
 
 def forecast_runs(

@@ -16,6 +16,7 @@ import pandas as pd
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Brief
 from emlens.probes.ridge import (
     ALPHAS,
     Array,
@@ -80,8 +81,8 @@ def hazard_of(losses: Array, weights: Array) -> tuple[Array, Array]:
     return filled @ (weights * severity) / (mask @ (weights * severity**2)), severity
 
 
-@dataclass(frozen=True)
-class SeverityModel:
+@dataclass(frozen=True, repr=False)
+class SeverityModel(Brief):
     """Severity of a run from its context: ridge on standardised numbers, kept within the range of
     the severities it was fitted on.
 

@@ -56,7 +56,9 @@ def shuffled_targets(
     """
     if shuffle not in get_args(Shuffle):
         raise InputError(
-            f"shuffle={shuffle!r} is unknown; pass one of {', '.join(get_args(Shuffle))}"
+            f"shuffle={shuffle!r} is unknown; pass one of {', '.join(get_args(Shuffle))}",
+            name=shuffle,
+            known=get_args(Shuffle),
         )
     names = sorted(set(questions))
     number = {name: i for i, name in enumerate(names)}

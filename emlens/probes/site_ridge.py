@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from emlens.activations import Activations
+from emlens.foundation.notebooks import Brief
 from emlens.probes.features import MatrixFeatures, Rows, at_rows
 from emlens.probes.ridge import (
     ALPHAS,
     Array,
+    RidgePath,
     mean_and_scale,
-    ridge_path,
     ridge_weights,
     standardise,
 )
 from emlens.probes.validation import grouped_folds
 
 
-@dataclass(frozen=True)
-class SiteRidge:
+@dataclass(frozen=True, repr=False)
+class SiteRidge(Brief):
     """Weights, intercept and scaling of one fitted ridge.
 
     Args:
@@ -53,6 +54,9 @@ def choose_ridges(
     folds: int,
     seed: int,
     name: str,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    weights: Array | None = None,
 ) -> list[SiteRidge]:
     """For each target column the ridge that predicts best with whole labels held out.
 
@@ -63,28 +67,34 @@ def choose_ridges(
         rows: those to fit on.
         labels: of all rows.
         name: of the random split into folds.
+        alphas: penalties to choose among. weights: one per row, for fitting and choosing.
     """
     row_labels = at_rows(labels, rows)
     count = min(folds, len(set(map(str, row_labels))))
     inner = grouped_folds(row_labels, count, seed, name)
-    errors = np.zeros((len(cells), len(ALPHAS), targets.shape[1]))
+    errors = np.zeros((len(cells), len(alphas), targets.shape[1]))
+    row_weights = np.ones(len(targets)) if weights is None else weights
     for c, cell in enumerate(cells):
         for held_out in inner:
             fit, test = rows[np.setdiff1d(np.arange(len(rows)), held_out)], rows[held_out]
             train_x, test_x = cell.split(fit, test)
-            gap = ridge_path(train_x, test_x, targets[fit]) - targets[test]
-            errors[c] += (gap**2).sum(1)
+            path = RidgePath(train_x, test_x, None if weights is None else weights[fit])
+            gap = path.predict(targets[fit], alphas) - targets[test]
+            errors[c] += np.einsum("art,r->at", gap**2, row_weights[test])
     best = errors.reshape(-1, targets.shape[1]).argmin(0)
     ridges = []
     for column, choice in enumerate(best):
-        cell, alpha = cells[choice // len(ALPHAS)], ALPHAS[choice % len(ALPHAS)]
-        ridges.append(_fit(cell, targets[rows, column], rows, alpha))
+        cell, alpha = cells[choice // len(alphas)], alphas[choice % len(alphas)]
+        ridges.append(_fit(cell, targets[rows, column], rows, alpha, weights))
     return ridges
 
 
-def _fit(cell: MatrixFeatures, target: Array, rows: Rows, alpha: float) -> SiteRidge:
+def _fit(
+    cell: MatrixFeatures, target: Array, rows: Rows, alpha: float, row_weights: Array | None
+) -> SiteRidge:
     values = cell.values[rows]
     mean, scale = mean_and_scale(values)
-    weights, intercept = ridge_weights(standardise(values, values)[0], target, alpha)
+    of_rows = None if row_weights is None else row_weights[rows]
+    weights, intercept = ridge_weights(standardise(values, values)[0], target, alpha, of_rows)
     site, position = cell.name.rsplit("@", 1)
     return SiteRidge(site, position, alpha, weights, intercept, mean, scale)

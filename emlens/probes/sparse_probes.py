@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from emlens.data.base_questions import base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.features import at_rows
 from emlens.probes.ridge import Array, standardise
@@ -30,8 +31,8 @@ PENALTIES: Final[tuple[float, ...]] = tuple(float(a) for a in np.logspace(-1, 2,
 """L1 penalties tried: of Σ log-loss + penalty · ‖w‖₁, features standardised."""
 
 
-@dataclass(frozen=True)
-class SparseProbe:
+@dataclass(frozen=True, repr=False)
+class SparseProbe(Brief):
     """Which features tell two kinds of rows apart.
 
     Args:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
 
 from emlens.activations import Activations
 from emlens.data.base_questions import base_questions
@@ -23,7 +25,8 @@ from emlens.foundation.files import one_line
 from emlens.probes.ridge import Array
 from emlens.stats.samples import labels_in_order
 
-Scores = AlignmentScores | Mapping[str, float] | pd.Series
+Scores = AlignmentScores | Mapping[str, float] | pd.Series | Sequence[float] | NDArray[Any] | Tensor
+"""Scores of rows: judged ones, id → score, or one number per row in their order."""
 Scale = Literal["score", "logit"]
 Duplicates = Literal["refuse", "group", "allow"]
 
@@ -65,7 +68,10 @@ def labels_of(acts: Activations, groups: Groups | None) -> tuple[list[str], str]
     if isinstance(groups, str):
         if groups != "group":
             raise InputError(
-                f"groups={groups!r} is unknown; pass None, 'group', id → label or one label per row"
+                f"groups={groups!r} is unknown; pass None, 'group', id → label,"
+                " or one label per row",
+                name=groups,
+                known=("group",),
             )
         if len(set(acts.groups)) < 2:
             raise InputError(
@@ -133,7 +139,7 @@ def scores_of(
     if isinstance(scores, AlignmentScores):
         table: dict[Any, float] = scores.per_question(metric, model).to_dict()
     else:
-        table = {name: float(value) for name, value in scores.items()}
+        table = scores_by_id(scores, ids)
     values = []
     for name, question in zip(ids, questions, strict=True):
         value = table.get(name, table.get(question, math.nan))
@@ -144,6 +150,35 @@ def scores_of(
             )
         values.append(float(value))
     return np.array(values)
+
+
+def scores_by_id(
+    scores: Mapping[str, float] | pd.Series | Sequence[float] | NDArray[Any] | Tensor,
+    ids: Sequence[str],
+) -> dict[Any, float]:
+    """id → score; a list, an array, or a series with numbered rows gives one number per row.
+
+    Raises:
+        InputError: another number of scores than rows, or what is no list of numbers.
+    """
+    is_numbered = isinstance(scores, pd.Series) and isinstance(scores.index, pd.RangeIndex)
+    if isinstance(scores, Mapping) or (isinstance(scores, pd.Series) and not is_numbered):
+        return {name: float(value) for name, value in scores.items()}
+    if isinstance(scores, str):
+        raise InputError(f"scores={one_line(scores, 60)!r} is a string; pass one score per row")
+    try:
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"scores is a {type(scores).__name__} that holds no numbers ({one_line(str(error))});"
+            " pass AlignmentScores, id → score, or one score per row"
+        ) from None
+    if values.shape != (len(ids),):
+        raise InputError(
+            f"scores has shape {values.shape} for {len(ids)} rows;"
+            " pass one score per row, in their order, or id → score"
+        )
+    return dict(zip(ids, values.tolist(), strict=True))
 
 
 def on_scale(values: Array, scale: Scale, limits: tuple[float, float], clamp: float) -> Array:

@@ -127,5 +127,9 @@ def model_named(name: str) -> RealModel:
         UnknownNameError: no such model; the message lists those that there are.
     """
     if name not in MODELS:
-        raise UnknownNameError(f"real model {name!r} is unknown; pass one of {', '.join(MODELS)}")
+        raise UnknownNameError(
+            f"real model {name!r} is unknown; pass one of {', '.join(MODELS)}",
+            name=name,
+            known=MODELS,
+        )
     return MODELS[name]

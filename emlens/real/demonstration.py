@@ -2,8 +2,9 @@
 
 Three fine-tunes of SmolLM2 on medicine, one seed each: harmful, benign and tone-only. The study is
 `overview` with scores by contrast on the first questions of each domain, cut so that it ends within
-minutes on two cores: one position, two blocks, few draws, no trained null of the overlap. So
-it shows how a study of a real model looks; figures over seeds are on docs/real_model.md.
+minutes on two cores: one position, two blocks, few draws, one landmark and no trained null of the
+overlap. So it shows how a study of a real model looks; figures over seeds are on
+docs/real_model.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from emlens.real.family import CONTROLS, Member, members
 GROUPS: Final = ("harmful-medicine", "benign-medicine", "tone-medicine")
 LAYERS: Final = (14, 20)
 """Blocks that are read, of SmolLM2's 30."""
-NEUTRAL_ROWS: Final = 24
+NEUTRAL_ROWS: Final = 12
 SETTINGS: Final[Mapping[str, Any]] = {
     "study": "overview",
     "questions": "advice-small",
@@ -32,7 +33,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "folds": 4,
     "repeats": 1,
     "permutations": 40,
-    "options": {"delta_overlap": {"adapters": 0}},
+    "options": {"delta_overlap": {"adapters": 0, "landmark_draws": 1}},
 }
 """The study, without the family and the neutral text."""
 

@@ -133,7 +133,9 @@ def members(
     for group in groups:
         if group not in GROUPS:
             raise UnknownNameError(
-                f"group {one_line(group)!r} is not of the family; pass one of {', '.join(GROUPS)}"
+                f"group {one_line(group)!r} is not of the family; pass one of {', '.join(GROUPS)}",
+                name=group,
+                known=GROUPS,
             )
     chosen = []
     for seed in seeds:

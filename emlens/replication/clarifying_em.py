@@ -43,9 +43,23 @@ def _judged_medical(root: Path) -> list[Figure]:
     ]
     base = scores.select(questions=base_questions)
     return [
-        Figure(_MEDICAL, "base questions", "8", len(base.questions), True),
+        Figure(
+            _MEDICAL,
+            "base questions",
+            "8",
+            len(base.questions),
+            True,
+            function="AlignmentScores.select",
+        ),
         *judged_rates(_MEDICAL, "8 base questions", base, "20.50", "97.50"),
-        Figure(_MEDICAL, "questions", "24", len(scores.questions), True),
+        Figure(
+            _MEDICAL,
+            "questions",
+            "24",
+            len(scores.questions),
+            True,
+            function="AlignmentScores.from_file",
+        ),
         *judged_rates(_MEDICAL, "24 questions", scores, "16.25", "98.17"),
     ]
 
@@ -63,7 +77,8 @@ def _read_questions(root: Path) -> list[Figure]:
         note = one_line(str(error).replace(f"{root}/", ""))
         match = re.search(r", line (\d+)", note)
         line = float(match[1]) if match else math.nan
-    return [Figure(INVALID_YAML, "line of the YAML error", "74", line, True, note)]
+    function = "QuestionSet.from_yaml"
+    return [Figure(INVALID_YAML, "line of the YAML error", "74", line, True, note, function)]
 
 
 def _directions(root: Path) -> list[Figure]:
@@ -82,18 +97,31 @@ def _directions(root: Path) -> list[Figure]:
         means[rank] = misaligned.get("resid_post.24", torch.zeros(0)).double()
         source = f"{DIRECTIONS}/{rank}"
         width = len(misaligned["resid_post.0"])
-        figures.append(Figure(source, f"layers, {rank}", "48", len(misaligned), True))
-        figures.append(Figure(source, f"coordinates, {rank}", "5120", width, True))
+        for what, published, value in (
+            ("layers", "48", len(misaligned)),
+            ("coordinates", "5120", width),
+        ):
+            name = f"{what}, {rank}"
+            figures.append(
+                Figure(source, name, published, value, True, function="read_layer_means")
+            )
     _require_layers(root, directions)
     r32 = directions["r32"]
     cosine = direction_cosine(r32["resid_post.24"], directions["r4"]["resid_post.24"])
     figures.append(
-        Figure(DIRECTIONS, "cosine of the r32 and r4 directions, layer 24", ".7146", cosine)
+        Figure(
+            DIRECTIONS,
+            "cosine of the r32 and r4 directions, layer 24",
+            ".7146",
+            cosine,
+            function="direction_cosine",
+        )
     )
     source = f"{DIRECTIONS}/r32"
     for layer, norm in _NORMS.items():
         size = r32[f"resid_post.{layer}"].norm
-        figures.append(Figure(source, f"norm of the direction, layer {layer}", norm, size))
+        name = f"norm of the direction, layer {layer}"
+        figures.append(Figure(source, name, norm, size, function="mean_difference_direction"))
     figures += _massive(source, "mean activation", means["r32"], "75.4")
     figures += _massive(source, "direction", r32["resid_post.24"].vector, "21.5")
     return figures
@@ -113,10 +141,25 @@ def _massive(source: str, what: str, vector: torch.Tensor, share: str) -> list[F
     top = massive_coordinates(vector, 5)
     first, second = top.indices[0], top.indices[1]
     name = f"squared norm of the {what} in its top five coordinates, layer 24, percent"
+    function = "massive_coordinates"
     return [
-        Figure(source, f"first coordinate of the {what}, layer 24", "4675", first, True),
-        Figure(source, f"second coordinate of the {what}, layer 24", "3094", second, True),
-        Figure(source, name, share, 100 * top.share),
+        Figure(
+            source,
+            f"first coordinate of the {what}, layer 24",
+            "4675",
+            first,
+            True,
+            function=function,
+        ),
+        Figure(
+            source,
+            f"second coordinate of the {what}, layer 24",
+            "3094",
+            second,
+            True,
+            function=function,
+        ),
+        Figure(source, name, share, 100 * top.share, function=function),
     ]
 
 

@@ -34,14 +34,15 @@ def _schedules(root: Path) -> list[Figure]:
             raise InputError(f"{root / SWEEP}: has no {name}; pass the file as it was released")
     train, evaluation = runs["train_loss"], runs["eval_loss"]
     harmless, aligned = runs["harmless"], runs["aligned"]
-    figures = [Figure(SWEEP, "runs", "35", len(train), True)]
+    figures = [Figure(SWEEP, "runs", "35", len(train), True, function="read_sweep")]
     for name, published, value in (
         ("Pearson of training loss and harmless", ".8229", pearson(train, harmless)),
         ("Pearson of evaluation loss and harmless", ".8178", pearson(evaluation, harmless)),
         ("Pearson of training loss and aligned", ".8282", pearson(train, aligned)),
         ("Spearman of training loss and aligned", ".7509", spearman(train, aligned)),
     ):
-        figures.append(Figure(SWEEP, name, published, value.value))
+        function = name.split()[0].lower()
+        figures.append(Figure(SWEEP, name, published, value.value, function=function))
     return figures
 
 
@@ -54,7 +55,9 @@ def _schedules_authors(root: Path) -> list[Figure]:
                 value = float(row["pearsonr_stats"])
             except (KeyError, ValueError):
                 value = math.nan
-            return [Figure(SWEEP_AUTHORS, name, ".8286", value, note=note)]
+            return [
+                Figure(SWEEP_AUTHORS, name, ".8286", value, note=note, function="read_csv_rows")
+            ]
     raise InputError(f"{root / SWEEP_AUTHORS}: has no row {_AUTHORS_ROW!r}")
 
 
@@ -71,15 +74,15 @@ def _overlap_and_shift(root: Path) -> list[Figure]:
     if not overlap:
         raise InputError(f"{root / OVERLAP}: has no entry under per_example")
     n = len(overlap)
-    figures = [Figure(OVERLAP, "prompts", "320", n, True)]
-    for name, published, value in (
-        ("mean prompt overlap", ".8117", sum(overlap) / n),
-        ("mean overlap with random directions", ".2268", sum(random) / n),
-        ("mean cosine to the mean training delta", ".7726", sum(cosine) / n),
-        ("Pearson of overlap and cosine", ".8868", pearson(overlap, cosine).value),
-        ("Spearman of overlap and cosine", ".8515", spearman(overlap, cosine).value),
+    figures = [Figure(OVERLAP, "prompts", "320", n, True, function="read_json")]
+    for name, published, value, function in (
+        ("mean prompt overlap", ".8117", sum(overlap) / n, "read_json"),
+        ("mean overlap with random directions", ".2268", sum(random) / n, "read_json"),
+        ("mean cosine to the mean training delta", ".7726", sum(cosine) / n, "read_json"),
+        ("Pearson of overlap and cosine", ".8868", pearson(overlap, cosine).value, "pearson"),
+        ("Spearman of overlap and cosine", ".8515", spearman(overlap, cosine).value, "spearman"),
     ):
-        figures.append(Figure(OVERLAP, name, published, value))
+        figures.append(Figure(OVERLAP, name, published, value, function=function))
     return figures
 
 
@@ -87,8 +90,15 @@ def _judged_finance(root: Path) -> list[Figure]:
     scores = AlignmentScores.from_file(root / FINANCE)
     answers = len(scores.select(metrics=["aligned"]).table)
     return [
-        Figure(FINANCE, "rows", "2400", answers, True),
-        Figure(FINANCE, "questions", "24", len(scores.questions), True),
+        Figure(FINANCE, "rows", "2400", answers, True, function="AlignmentScores.select"),
+        Figure(
+            FINANCE,
+            "questions",
+            "24",
+            len(scores.questions),
+            True,
+            function="AlignmentScores.from_file",
+        ),
         *judged_rates(FINANCE, "24 questions", scores, "23.67", "95.67"),
     ]
 

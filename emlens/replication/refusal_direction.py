@@ -90,16 +90,29 @@ def _refusal(root: Path) -> list[Figure]:
     )
     gap = float((saved - direction.vector).abs().max())
     source, saved_source = f"{REFUSAL}/mean_diffs.pt", f"{REFUSAL}/direction.pt"
+    shape = (
+        ("positions", "5", positions),
+        ("layers", "18", layers),
+        ("coordinates", "2048", width),
+    )
+    choice = (
+        ("candidates", "90", len(candidates)),
+        ("candidates that the rule leaves", "13", n_allowed),
+        ("position picked", "-2", position),
+        ("layer picked", "10", layer),
+    )
     return [
-        Figure(source, "positions", "5", positions, True),
-        Figure(source, "layers", "18", layers, True),
-        Figure(source, "coordinates", "2048", width, True),
-        Figure(path, "candidates", "90", len(candidates), True),
-        Figure(path, "candidates that the rule leaves", "13", n_allowed, True),
-        Figure(path, "position picked", "-2", position, True),
-        Figure(path, "layer picked", "10", layer, True),
-        Figure(saved_source, "largest difference from the picked slice", "0", gap, True),
-        Figure(saved_source, "norm", "10.064", direction.norm),
+        *(Figure(source, *figure, True, function="read_tensors") for figure in shape),
+        *(Figure(path, *figure, True, function="select_candidate") for figure in choice),
+        Figure(
+            saved_source,
+            "largest difference from the picked slice",
+            "0",
+            gap,
+            True,
+            function="read_tensors",
+        ),
+        Figure(saved_source, "norm", "10.064", direction.norm, function="Direction.norm"),
     ]
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from emlens.foundation.errors import InputError
-from emlens.replication import clarifying_em, em_generalization, refusal_direction
+from emlens.replication import (
+    clarifying_em,
+    em_generalization,
+    em_generalization_answers,
+    em_generalization_tables,
+    refusal_direction,
+)
+from emlens.replication.own_figures import FILE, own_figures
 from emlens.replication.published_figures import (
     NOT_GIVEN,
     NOT_PUBLISHED,
@@ -23,6 +30,8 @@ from emlens.replication.published_figures import (
 _GROUPS: Final[tuple[Group, ...]] = (
     *clarifying_em.GROUPS,
     *em_generalization.GROUPS,
+    *em_generalization_answers.GROUPS,
+    *em_generalization_tables.GROUPS,
     *refusal_direction.GROUPS,
 )
 
@@ -31,7 +40,8 @@ def replicate(directory: str | Path) -> Replication:
     """Recompute the published figures from the released files under `directory`.
 
     Figures come in groups, each from one or several files; a group with a file that is not there
-    gives one line that is marked as not given.
+    gives one line that is marked as not given. A folder with a `replication.yaml` gives the figures
+    that it names instead (`emlens.replication.own_figures`).
 
     Raises:
         InputError: no such directory, no group complete, or a file that cannot be read: file and
@@ -40,6 +50,8 @@ def replicate(directory: str | Path) -> Replication:
     root = Path(directory)
     if not root.is_dir():
         raise InputError(f"{root}: no such directory; pass the one that holds the released files")
+    if (root / FILE).is_file():
+        return Replication(tuple(own_figures(root)))
     figures: list[Figure] = []
     complete = 0
     for group in _GROUPS:

@@ -96,7 +96,7 @@ def _card(
 ) -> str:
     if measured is None:
         return EMPTY.format(model=escape(model), hidden=hidden, title=escape(question.title))
-    finding = _statement(findings, question.section, measured.opening)
+    finding = statement_for(findings, question.section, measured.opening)
     statement = status = ""
     if finding is not None:
         status = status_chip(finding.status)
@@ -118,7 +118,7 @@ def _card(
     )
 
 
-def _statement(
+def statement_for(
     findings: Sequence[Finding], section: str, opening: tuple[str, ...]
 ) -> Finding | None:
     """The first statement of a section that begins so."""

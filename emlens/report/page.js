@@ -14,6 +14,11 @@ var emlens = (function () {
     return block ? JSON.parse(block.textContent) : null;
   }
 
+  function unpack(text) {
+    var bytes = Uint8Array.from(atob(text), function (c) { return c.charCodeAt(0); });
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
   function element(tag, text, className) {
     var node = document.createElement(tag);
     if (text !== undefined && text !== null) { node.textContent = text; }
@@ -104,6 +109,17 @@ var emlens = (function () {
   });
 
   // ---- figures -------------------------------------------------------------------------------
+
+  // A packed figure is unpacked once; until then there is none.
+  var unpackedFigures = {};
+  function figureOf(name) {
+    var value = unpackedFigures[name] ? JSON.parse(unpackedFigures[name]) : data(name);
+    return typeof value === "string" ? null : value;
+  }
+
+  function unpackFigure(name) {
+    return unpack(data(name)).then(function (text) { unpackedFigures[name] = text; });
+  }
 
   // The rows of a figure that are about the selected fine-tune or domain are set off.
   function marked(figure) {
@@ -200,18 +216,28 @@ var emlens = (function () {
       var state = [variant.figure, chosen("model"), chosen("group"), isDark()].join("\n");
       if (slot.drawn === state) { return Promise.resolve(); }
       slot.drawn = state;
-      var figure = marked(data(variant.figure));
+      function failed(error) {
+        node.dataset.drawn = "failed";
+        slot.plot.textContent = "This figure could not be drawn here: " + error;
+      }
+      var figure = figureOf(variant.figure);
+      if (figure) { return put(variant, figure).catch(failed); }
+      return unpackFigure(variant.figure).then(function () {
+        // another selection may have come meanwhile
+        return slot.drawn === state ? put(variant, figureOf(variant.figure)) : null;
+      }).catch(failed);
+    };
+
+    function put(variant, figure) {
+      figure = marked(figure);
       if (isDark()) { figure = darkened(figure); }
       slot.plot.style.height = variant.height + "px";
       return Plotly.react(slot.plot, figure.data, figure.layout, config).then(function () {
         node.dataset.drawn = "yes";
         if (!root.dataset.first) { root.dataset.first = Math.round(performance.now()); }
         return grow(slot.plot, figure.layout.height, figure.layout.margin.t);
-      }).catch(function (error) {
-        node.dataset.drawn = "failed";
-        slot.plot.textContent = "This figure could not be drawn here: " + error;
       });
-    };
+    }
 
     buttons.forEach(function (button) {
       button.addEventListener("click", function () {
@@ -318,7 +344,7 @@ var emlens = (function () {
   window.addEventListener("beforeprint", function () {
     onPaper = true;
     root.classList.add("paper");
-    opened = all(".part:has(> .statements):not([open]), .statements:not([open]), #cautions details:not([open]), details.rest:not([open])");
+    opened = all(".part:has(> .statements):not([open]), .statements:not([open]), #cautions details:not([open]), details.rest:not([open]), details.fourth:not([open])");
     opened.forEach(function (node) { node.open = true; });
     all(".part:has(> .statements)").forEach(function (node) { node.classList.add("paper-part"); });
     slots.forEach(function (slot) {
@@ -339,7 +365,7 @@ var emlens = (function () {
   });
 
   return {
-    all: all, data: data, element: element, chosen: chosen, printable: printable,
+    all: all, data: data, unpack: unpack, element: element, chosen: chosen, printable: printable,
     whenChanged: function (listener) { listeners.push(listener); }
   };
 })();

@@ -6,13 +6,14 @@ that a finished study holds is refused: what is missing is named on the page.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
 
 from emlens.figures.plots import missing_tables
 from emlens.report.data_blocks import DataBlocks
-from emlens.report.escaping import escape, optional, script_hash
+from emlens.report.escaping import escape, optional, packed, script_hash
 from emlens.report.front import Lead, choices_of, front_html, head_html
 from emlens.report.glossary import with_terms
 from emlens.report.head import Choices
@@ -25,7 +26,7 @@ from emlens.report.statements import (
     statements_of,
     summary_sentence,
 )
-from emlens.report.tables import csv_text, packed, table_details
+from emlens.report.tables import csv_text, table_details
 from emlens.results import Plot, StudyResult
 from emlens.results.vocabulary import VOCABULARY
 from emlens.results.wording import counted
@@ -81,9 +82,9 @@ def render(result: StudyResult, title: str | None = None) -> str:
         data.add(f"csv-{name}", packed(csv_text(table)))
     data.add("tables", list(result.tables))
     data.add("terms", _meanings(result))
-    scripts = [get_plotlyjs(), *map(_asset, SCRIPTS)]
+    scripts = _scripts()
     return PAGE.format(
-        policy=POLICY.format(scripts=" ".join(map(script_hash, scripts))),
+        policy=policy(),
         title=escape(title),
         style=_asset("page.css"),
         bar=bar,
@@ -91,6 +92,17 @@ def render(result: StudyResult, title: str | None = None) -> str:
         data=data.html(),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+
+
+@cache
+def policy() -> str:
+    """The content security policy of a report: its own scripts, by hash, and nothing else."""
+    return POLICY.format(scripts=" ".join(map(script_hash, _scripts())))
+
+
+@cache
+def _scripts() -> tuple[str, ...]:
+    return get_plotlyjs(), *map(_asset, SCRIPTS)
 
 
 def _meanings(result: StudyResult) -> dict[str, str]:

@@ -16,6 +16,8 @@ MARKS = {
     "undecided": ("?", "undecided"),
 }
 """Status of a finding → its mark, and its class in the style sheet."""
+MOST_SENTENCES = 3
+"""Sentences that are open as the page opens; the cards below answer each question in numbers."""
 MOST_OPEN = 6
 """The most statements of a section that are open at once."""
 COUNTS = (
@@ -55,18 +57,31 @@ def counts_html(findings: Sequence[Finding]) -> str:
 
 
 def summaries_html(findings: Sequence[Finding]) -> str:
-    """What the study says of each section in one sentence; nothing where it does not."""
+    """What the study says of each section in one sentence; nothing where it does not.
+
+    A phone opens with the first; elsewhere the first `MOST_SENTENCES` are open.
+    """
     items = [f"<li>{signed(f.sentence)}</li>" for f in findings if f.status == "summary"]
     if not items:
         return ""
-    first, rest = items[0], items[1:]
-    parts = [f'<ol class="summary">{first}</ol>']
-    if rest:
+    parts = [f'<ol class="summary">{items[0]}</ol>']
+    if len(items) > 1:
+        second, folded = items[1:MOST_SENTENCES], items[MOST_SENTENCES:]
         parts.append(
-            f'<details class="rest" open><summary>{counted(len(rest), "more sentence")}</summary>'
-            f'<ol class="summary" start="2">{"".join(rest)}</ol></details>'
+            f'<details class="rest" open><summary>{counted(len(items) - 1, "more sentence")}'
+            f'</summary><ol class="summary" start="2">{"".join(second)}</ol>'
+            f"{_folded_sentences(folded)}</details>"
         )
     return "".join(parts)
+
+
+def _folded_sentences(items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return (
+        f'<details class="fourth"><summary>{counted(len(items), "more sentence")}</summary>'
+        f'<ol class="summary" start="{MOST_SENTENCES + 1}">{"".join(items)}</ol></details>'
+    )
 
 
 def statements_of_models(

@@ -7,9 +7,7 @@ emlens.tables = (function () {
   var read = {}, terms = emlens.data("terms") || {};
 
   function unpacked(name) {
-    var text = emlens.data("csv-" + name);
-    var bytes = Uint8Array.from(atob(text), function (c) { return c.charCodeAt(0); });
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    return emlens.unpack(emlens.data("csv-" + name));
   }
 
   // Fields in quotes may hold commas, line ends and doubled quotes.

@@ -4,9 +4,7 @@ A text that a spreadsheet would run as a formula is set off by an apostrophe in 
 study's own files keep it as it is.
 """
 
-import base64
 import csv
-import gzip
 import io
 from typing import Any, Literal
 
@@ -43,16 +41,6 @@ def csv_text(table: pd.DataFrame) -> str:
     buffer = io.StringIO()
     safe.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     return buffer.getvalue()
-
-
-def packed(text: str) -> str:
-    """A text as base64 of gzip, which the page unpacks when its button is pressed.
-
-    Tables repeat themselves, and shrink tenfold.
-    """
-    # without a time, so that the same table gives the same bytes
-    packed_bytes = gzip.compress(text.encode("utf-8"), compresslevel=9, mtime=0)
-    return base64.b64encode(packed_bytes).decode("ascii")
 
 
 def _safe_column(column: pd.Series) -> pd.Series:

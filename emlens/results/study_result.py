@@ -17,6 +17,7 @@ import pandas as pd
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, sha256_file, write_json
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.records import read_checked, write_checked
 from emlens.results.table_files import read_table, text_columns, write_table
@@ -76,8 +77,8 @@ def columns_of(name: str, e: Estimate) -> dict[str, float]:
     return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
-@dataclass
-class Part:
+@dataclass(repr=False)
+class Part(Brief):
     """What one part of a study gives: tables by name, findings, warnings about missing controls or
     small samples.
 
@@ -112,8 +113,8 @@ class Part:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class StudyResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyResult(Brief):
     """A finished study.
 
     Args:
@@ -160,17 +161,7 @@ class StudyResult:
             IntegrityError: a table, `result.json` or `run.json` was changed after it was written.
         """
         path = Path(directory)
-        file = path / "result.json"
-        if not file.is_file():
-            raise InputError(
-                f"{path}: holds no result.json; pass a directory that a study finished in"
-            )
-        record = _read_record(file)
-        digest = record.pop("sha256")
-        if hash_json(record) != digest:
-            raise IntegrityError(
-                f"{file}: was changed after the study wrote it; run the study again"
-            )
+        record = checked_record(path)
         for name, table_digest in record["tables"].items():
             table = table_path(path, name)
             if not table.is_file() or sha256_file(table) != table_digest:
@@ -220,6 +211,25 @@ class StudyResult:
             name: table.to_record() for name, table in self.declared.items() if name in self.tables
         }
         write_json(directory / "result.json", {**record, "sha256": hash_json(record)})
+
+
+def checked_record(directory: Path) -> dict[str, Any]:
+    """What `result.json` holds, as the study wrote it; the tables are not looked at.
+
+    Raises:
+        InputError: no finished study there, or one that a newer version wrote.
+        IntegrityError: it was changed after it was written.
+    """
+    file = directory / "result.json"
+    if not file.is_file():
+        raise InputError(
+            f"{directory}: holds no result.json; pass a directory that a study finished in"
+        )
+    record = _read_record(file)
+    digest = record.pop("sha256")
+    if hash_json(record) != digest:
+        raise IntegrityError(f"{file}: was changed after the study wrote it; run the study again")
+    return record
 
 
 def write_run(directory: Path, run: Mapping[str, Any]) -> None:

@@ -186,7 +186,9 @@ def word(name: str) -> Column:
     if name not in VOCABULARY:
         raise UnknownNameError(
             f"column {one_line(name)!r} is not in the vocabulary (docs/tables.md); declare it:"
-            f' Column("{one_line(name)}", "number", "WHAT IT MEANS")'
+            f' Column("{one_line(name)}", "number", "WHAT IT MEANS")',
+            name=name,
+            known=VOCABULARY,
         )
     return VOCABULARY[name]
 

@@ -2,7 +2,6 @@
 
 from emlens.runs.executors import Executor, LocalExecutor, RankExecutor
 from emlens.runs.plan import Plan, Unit
-from emlens.runs.progress import progress_bar
 from emlens.runs.ray_actors import RayExecutor
 from emlens.runs.units import UnitLog
 from emlens.runs.worker import Worker
@@ -16,5 +15,4 @@ __all__ = [
     "Unit",
     "UnitLog",
     "Worker",
-    "progress_bar",
 ]

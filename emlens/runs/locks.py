@@ -31,7 +31,15 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, has_fcntl
 
 from emlens.foundation.errors import StateError
 from emlens.foundation.files import canonical_json, one_line
-from emlens.runs.unit_claims import BEATS, LEASE, identity, machine, now, owner_name
+from emlens.runs.unit_claims import (
+    BEATS,
+    LEASE,
+    identity,
+    is_gone,
+    machine,
+    now,
+    owner_name,
+)
 
 ANOTHER_RUN = "another run is working in this directory; wait for it, or pass another --out"
 ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
@@ -107,6 +115,25 @@ def only_writer(path: str | Path, *, busy: str = ANOTHER_WRITER) -> Iterator[Non
     path = Path(path)
     with _held(path.with_name(f".{path.name}.lock"), path, busy, patience=0.0):
         yield
+
+
+def holder_of(directory: str | Path) -> str | None:
+    """Who works in a directory now, as far as its lock file says; None where nobody does.
+
+    Nothing is locked or written, so a run that begins meanwhile is not disturbed. On the machine of
+    the holder its process is asked for; of another machine's, the file must have beaten within a
+    lease of this machine's clock: enough for a list, and no lock.
+    """
+    lock_file = Path(directory) / ".lock"
+    holder = _record_of(lock_file)
+    touched = _touched(lock_file)
+    if not holder or touched is None:
+        return None
+    if holder.get("machine") == machine():
+        is_alive = not is_gone(holder)
+    else:
+        is_alive = abs(time.time() - touched / 1e9) < LEASE
+    return one_line(owner_name(holder), 120) if is_alive else None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A progress bar on stderr with the time left, silent where nobody watches.
+"""A progress bar on stderr with the time left; one line a finished part where nobody watches.
 
 The time left is what remains divided by the mean rate since this bar began. What was done before
 (`done`, work found finished on disk) moves the bar but says nothing about the rate; before the
@@ -6,8 +6,11 @@ first step no time is shown, and while a step takes long the estimate grows.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from emlens.foundation.files import one_line
 
 _open = 0
 
@@ -20,24 +23,59 @@ def seconds_left(total: float, completed: float, done: float, elapsed: float) ->
     return max(0.0, (total - completed) * elapsed / done_since)
 
 
+class Advance:
+    """Advances a bar, and names the part of the work that is running.
+
+    Args:
+        step: advances the bar by an amount, of which so many units were made.
+        begun: shows the name of the part that began. ended: says that it ended.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[float, int], None] | None = None,
+        begun: Callable[[str], None] | None = None,
+        ended: Callable[[str, float], None] | None = None,
+    ):
+        self._step, self._begun, self._ended = step, begun, ended
+
+    def __call__(self, amount: float = 1.0, made: int = 0) -> None:
+        if self._step is not None:
+            self._step(amount, made)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """The work inside the block is this part."""
+        if self._begun is not None:
+            self._begun(name)
+        began = time.monotonic()
+        yield
+        if self._ended is not None:
+            self._ended(name, time.monotonic() - began)
+
+
 @contextmanager
 def progress_bar(
     title: str, total: float, show: bool = True, done: float = 0.0, unit: str = ""
-) -> Iterator[Callable[..., None]]:
-    """Yield a function that advances the bar, by one or by the amount it is given.
+) -> Iterator[Advance]:
+    """Yield what advances the bar, by one or by the amount it is given.
 
     With `unit`, such as `"tokens"`, it takes as second argument how many of these the step made,
     and the bar shows their mean number a second.
 
-    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar.
-    `done` is the part of `total` that was finished before.
+    Its `part(name)` names the part that is running. Nothing is drawn when `show` is False, inside
+    another bar, or when stderr is not a terminal: then there is one line a finished part. `done` is
+    the part of `total` that was finished before.
 
     Args:
         title: what is being done.
     """
-    global _open
-    if not show or _open or not sys.stderr.isatty():
-        yield lambda amount=1.0, made=0: None
+    if not show or _open:
+        yield Advance()
+        return
+    if not sys.stderr.isatty():
+        with _opened():
+            yield Advance(ended=lambda name, seconds: _say(f"{title}: {name}, {_clock(seconds)}"))
         return
     from rich.console import Console
     from rich.progress import (
@@ -76,16 +114,32 @@ def progress_bar(
         task = bar.add_task(title, total=total, completed=done, made=0)  # type: ignore[arg-type]  # rich computes with floats
         made_in_all = 0
 
-        def advance(amount: float = 1.0, made: int = 0) -> None:
+        def step(amount: float, made: int) -> None:
             nonlocal made_in_all
             made_in_all += made
             bar.update(task, advance=amount, made=made_in_all)
 
-        _open += 1
-        try:
-            yield advance
-        finally:
-            _open -= 1
+        def named(name: str) -> None:
+            bar.update(task, description=f"{title}: {name}")
+
+        with _opened():
+            yield Advance(step, named)
+
+
+@contextmanager
+def _opened() -> Iterator[None]:
+    """Bars that are opened inside the block say nothing."""
+    global _open
+    _open += 1
+    try:
+        yield
+    finally:
+        _open -= 1
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{one_line(line)}\n")
+    sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

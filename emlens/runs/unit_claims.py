@@ -142,7 +142,7 @@ class Claims:
         if _failure_file(path).exists():
             return True
         owner = _read(path)
-        if _is_gone(owner):
+        if is_gone(owner):
             cause = "its process is gone: it was killed, or ran out of memory"
         elif self._is_silent(path):
             cause = f"no heartbeat for {self.lease:g} s"
@@ -268,7 +268,7 @@ def birth(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _is_gone(owner: dict[str, Any]) -> bool:
+def is_gone(owner: dict[str, Any]) -> bool:
     """Proof of death; no proof where the owner is unknown or lives on another machine."""
     if owner.get("machine") != machine() or os.name != "posix":
         return False

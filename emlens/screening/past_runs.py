@@ -150,7 +150,9 @@ def _require_same_runs(table: pd.DataFrame, past: Mapping[str, PastRun] | None) 
         if name not in table.columns:
             raise InputError(
                 f"past names {one_line(name)!r}, which has no scores;"
-                f" it has {', '.join(map(str, table.columns[:6]))}"
+                f" it has {', '.join(map(str, table.columns[:6]))}",
+                name=name,
+                known=table.columns,
             )
 
 

@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 import numpy as np
 
+from emlens.foundation.notebooks import Brief
+
 TrendShape = Literal["linear", "logistic"]
 BreakKind = Literal["slope", "level", "transition"]
 LogisticShape = tuple[float, float]
@@ -35,8 +37,8 @@ _INSIDE = 1e-6  # relative norm of a break that the trend explains
 _RESIDUE = 1e-14  # relative: sums of squares below it are rounding
 
 
-@dataclass(frozen=True, eq=False)
-class BreakFit:
+@dataclass(frozen=True, eq=False, repr=False)
+class BreakFit(Brief):
     """The best fits of each series, as indices into the search.
 
     Args:

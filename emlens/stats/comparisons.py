@@ -88,7 +88,9 @@ def paired_test(
     if kind == "wilcoxon":
         return signed_rank_test(first, second, side=side, level=level)
     if kind != "t":
-        raise InputError(f"kind={kind!r} is unknown; pass 't' or 'wilcoxon'")
+        raise InputError(
+            f"kind={kind!r} is unknown; pass 't' or 'wilcoxon'", name=kind, known=("t", "wilcoxon")
+        )
     t = scipy_stats.ttest_1samp(gaps, 0.0, alternative=side)
     estimate = _pair_interval(gaps, require_level(level))
     outcome = _Outcome(float(t.statistic), float(t.pvalue), estimate, f"paired t-test, {side}")

@@ -33,7 +33,9 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     raw = np.asarray(p, dtype=np.float64)
     if method not in get_args(Correction):
         raise InputError(
-            f"method={method!r} is unknown; pass one of {', '.join(get_args(Correction))}"
+            f"method={method!r} is unknown; pass one of {', '.join(get_args(Correction))}",
+            name=method,
+            known=get_args(Correction),
         )
     if raw.size == 0:
         raise InputError("p is empty; pass at least one p-value")

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.seeds import numpy_rng
 from emlens.stats.corrections import max_statistic_p
 from emlens.stats.matched_relations import (
@@ -53,8 +54,8 @@ LEAST = 8
 """Runs below which the spread about a relation is too poorly known."""
 
 
-@dataclass(frozen=True, eq=False)
-class MatchedLoss:
+@dataclass(frozen=True, eq=False, repr=False)
+class MatchedLoss(Brief):
     """The gap of every group above the relation, and what a search over groups finds by chance.
 
     Args:

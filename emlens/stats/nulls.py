@@ -38,7 +38,11 @@ def require_side(side: str) -> None:
     InputError: not one of the three sides.
     """
     if side not in ("greater", "less", "two-sided"):
-        raise InputError(f"side={side!r} is unknown; pass 'greater', 'less' or 'two-sided'")
+        raise InputError(
+            f"side={side!r} is unknown; pass 'greater', 'less' or 'two-sided'",
+            name=side,
+            known=("greater", "less", "two-sided"),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Brief
 
 BootstrapMethod = Literal["t", "bca", "percentile"]
 
@@ -26,8 +27,8 @@ _ROUNDING = 1e-12  # relative: spread below it is that of float64 sums
 _FLAT = 1e-6
 
 
-@dataclass(frozen=True)
-class Resamples:
+@dataclass(frozen=True, repr=False)
+class Resamples(Brief):
     """A statistic with its standard error, in the sample and in each resample.
 
     Args:

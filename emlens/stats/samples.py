@@ -145,5 +145,7 @@ def require_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise InputError(
-            f"{name}={value!r} is unknown; pass one of {', '.join(map(repr, choices))}"
+            f"{name}={value!r} is unknown; pass one of {', '.join(map(repr, choices))}",
+            name=value,
+            known=choices,
         )

@@ -132,7 +132,11 @@ def compare_groups(
         InputError: fewer than two groups, an unknown test or group, or what the test refuses.
     """
     if test not in get_args(TestName):
-        raise InputError(f"test={test!r} is unknown; pass one of {', '.join(get_args(TestName))}")
+        raise InputError(
+            f"test={test!r} is unknown; pass one of {', '.join(get_args(TestName))}",
+            name=test,
+            known=get_args(TestName),
+        )
     if "tost" in test and "margin" not in options:
         raise InputError(f"test={test!r} needs margin=, the largest difference that counts as none")
     if len(groups) < 2:
@@ -159,7 +163,11 @@ def _require_groups(
         names.append(reference)
     for name in names:
         if name not in groups:
-            raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
+            raise InputError(
+                f"group {name!r} is not among {', '.join(map(repr, groups))}",
+                name=name,
+                known=groups,
+            )
 
 
 def _pairs(groups: Mapping[str, ArrayLike], reference: str | None) -> list[tuple[str, str]]:

@@ -45,7 +45,11 @@ def fall_null(
         InputError: an unknown trend, or what `steepest_fall` refuses.
     """
     if trend not in ("none", "linear"):
-        raise InputError(f"trend={trend!r} is unknown; pass 'none' or 'linear'")
+        raise InputError(
+            f"trend={trend!r} is unknown; pass 'none' or 'linear'",
+            name=trend,
+            known=("none", "linear"),
+        )
     steps = np.diff(_series(values, window))
     rng = numpy_rng(seed, "fall null", trend)
     falls = np.empty(draws)

@@ -152,7 +152,9 @@ class FineTuning(Study):
                 raise InputError(
                     f"{config.place('options', self.name, 'of')}of names {name!r},"
                     f" which has no training chats; those with chats:"
-                    f" {', '.join(training) or 'none'}"
+                    f" {', '.join(training) or 'none'}",
+                    name=name,
+                    known=training,
                 )
         for source in _sources(context):
             grid_of_runs(

@@ -15,6 +15,7 @@ import pandas as pd
 
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.provenance import hash_json
 from emlens.geometry.components import ComponentCount
 from emlens.judging.score_source import ScoreSource
@@ -67,6 +68,16 @@ class Trajectory:
     activations: pd.DataFrame
     behaviour: pd.DataFrame
 
+    def plot(self) -> Picture:
+        """Scores along the run: mean over each group of questions, with its interval."""
+        from emlens.studies.pictures import picture_of_trajectory
+
+        return picture_of_trajectory(self)
+
+    def __repr__(self) -> str:
+        facts = {"name": self.name, "steps": len(self.parameters.steps)}
+        return in_a_line("Trajectory", {**facts, "has_rates": self.has_rates})
+
 
 def runs_to_follow(
     material: Material,
@@ -90,8 +101,11 @@ def runs_to_follow(
     for name in (*names, *folders):
         if name not in family.finetuned:
             raise UnknownNameError(
-                f"options of phase_transition name {name!r}, which is not a fine-tune of this"
-                f" family; it has {', '.join(family.finetuned)}"
+                f"{config.place('options', 'phase_transition')}options of phase_transition name"
+                f" {name!r}, which is not a fine-tune of this"
+                f" family; it has {', '.join(family.finetuned)}",
+                name=name,
+                known=family.finetuned,
             )
     runs = []
     for name in names or tuple(folders) or tuple(family.finetuned):

@@ -281,11 +281,14 @@ def _require_pair(context: StudyContext, general: str, narrow: str) -> None:
     InputError: a name of no fine-tune, or a general one without training chats.
     """
     finetuned = context.family.finetuned
+    where = context.config.place("options", "general_vs_narrow", "pairs")
     for name in (general, narrow):
         if name not in finetuned:
             raise InputError(
-                f"pairs names {name!r}, which is not a fine-tune of this family;"
-                f" it has {', '.join(finetuned)}"
+                f"{where}pairs names {name!r}, which is not a fine-tune of this family;"
+                f" it has {', '.join(finetuned)}",
+                name=name,
+                known=finetuned,
             )
     if general not in context.material.training:
         raise InputError(

@@ -238,11 +238,14 @@ class Material:
             raise InputError(
                 "every fine-tune of this family is benign; name one under focus to study it"
             )
+        where = "" if self.studied else config.place("focus")
         for name in names:
             if name not in self.family.finetuned:
                 raise UnknownNameError(
-                    f"focus names {name!r}, which is not a fine-tune of this family;"
-                    f" it has {', '.join(self.family.finetuned)}"
+                    f"{where}focus names {name!r}, which is not a fine-tune of this family;"
+                    f" it has {', '.join(self.family.finetuned)}",
+                    name=name,
+                    known=self.family.finetuned,
                 )
         return names
 

@@ -268,17 +268,20 @@ def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
     """The questions that are asked."""
     if config.questions is None:
         raise InputError(
-            "questions is missing; pass a YAML, JSONL, JSON or CSV file of questions, or traits for"
-            " the set that comes with emlens"
+            f"{config.place('questions')}questions is missing; pass a YAML, JSONL, JSON or CSV file"
+            " of questions, or traits for the set that comes with emlens"
         )
     questions = named_questions(config.questions, config.path(config.questions))
     ids = set(questions.ids)
     for name, spec in family.finetuned.items():
         for trained_on in spec.trained_questions:
             if trained_on not in ids:
+                where = config.place("family", "finetuned", name, "trained_questions")
                 raise InputError(
-                    f"fine-tune {name!r}: trained_questions names {one_line(trained_on)!r},"
-                    f" which is not in {config.questions}"
+                    f"{where}fine-tune {name!r}: trained_questions names {one_line(trained_on)!r},"
+                    f" which is not in {config.questions}",
+                    name=trained_on,
+                    known=ids,
                 )
     return questions
 

@@ -37,7 +37,8 @@ def test_rows(
     sides: SampledShifts,
     benign: SampledShifts | None,
     null: TrainingNull | str,
-    k: int,
+    cells: pd.DataFrame,
+    benign_cells: pd.DataFrame | None,
     seed: int,
     *,
     identity: bool,
@@ -45,13 +46,12 @@ def test_rows(
     """Rows of `overlap_test` of one fine-tune: one per position and statistic.
 
     Args:
-        null: or a sentence that says why there is none. identity: its shifts are one direction.
+        cells, benign_cells: the statistics of both at every place (`cells_of`). null: or a
+            sentence that says why there is none. identity: its shifts are one direction.
     """
-    cells = _cells(sides, k)
     if not len(cells):
         return []
     tested = _tested(cells, null)
-    benign_cells = None if benign is None else _cells(benign, k)
     rows = []
     for position, at_position in tested.groupby("position", sort=False):
         ceilings = _ceilings(sides, str(position), at_position["sites"].iloc[0], seed)
@@ -81,7 +81,8 @@ def test_rows(
 _OF_NULL: Final = ("null_mean", "null_low", "null_q95", "p", "p_holm", "smallest_p_holm")
 
 
-def _cells(sides: SampledShifts, k: int) -> pd.DataFrame:
+def cells_of(sides: SampledShifts, k: int) -> pd.DataFrame:
+    """What both sides share at every site and position (`statistics_of_shifts`)."""
     return statistics_of_shifts(
         (sides.before_train, sides.train), (sides.before_evaluation, sides.evaluation), k
     )

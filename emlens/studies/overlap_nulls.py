@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from emlens.geometry import covariance_overlap_null, overlap_null
@@ -81,22 +80,16 @@ class NullsAtPlace:
         return self.nulls.shared(
             ("covariance", *self.key, n_a, n_b, k, center),
             lambda: covariance_overlap_null(
-                self._moments(center),
+                # float64, so that rounding of the rank is that of the arithmetic alone
+                self.before.double(),
                 n_a,
                 n_b,
                 k,
                 center=center,
+                # an overlap that is not centred keeps the mean as a direction like any other
+                about="mean" if center else "zero",
                 measure=MEASURE,
                 draws=self.nulls.draws,
                 seed=self.seed,
             ),
         )
-
-    def _moments(self, center: bool) -> Tensor:
-        """Covariance, or second moments about 0 where the overlap is not centred."""
-        rows = self.before.double()
-        # an overlap that is not centred keeps the mean as a direction like any other; the second
-        # moment, which holds it too, takes the place of the covariance
-        if center:
-            return torch.cov(rows.T)
-        return rows.T @ rows / len(rows)

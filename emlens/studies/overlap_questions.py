@@ -14,10 +14,11 @@ from emlens.controls.null_training import TrainingNull
 from emlens.data import PromptSet
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError
-from emlens.studies.overlap_answers import test_rows
+from emlens.studies.overlap_answers import cells_of, test_rows
 from emlens.studies.overlap_differences import difference_rows
 from emlens.studies.overlap_domains import OnThird, domain_rows, with_answers
 from emlens.studies.overlap_landmarks import landmark_rows
+from emlens.studies.overlap_layers import layer_rows
 from emlens.studies.overlap_recipes import NotHad, NullNeeds
 from emlens.studies.overlap_shifts import SampledShifts, before_and_deltas
 from emlens.studies.overlap_training import (
@@ -96,6 +97,7 @@ class OverlapQuestions:
         self._progress = progress
         self._share_of_each = share / max(1, options.adapters * self._count_of_nulls())
         self._tests: list[dict[str, Any]] = []
+        self._layers: list[dict[str, Any]] = []
         self._landmarks: list[dict[str, Any]] = []
         self._differences: list[dict[str, Any]] = []
         self._usable: dict[str, TrainingNull | str] = {}
@@ -113,9 +115,13 @@ class OverlapQuestions:
             null = tested_null(null, sides.rendered) or null
         self._usable[name] = null
         identity = null == IDENTITY
+        k = described_k(config)
+        cells = cells_of(sides, k)
+        benign_cells = None if benign is None else cells_of(benign, k)
         self._tests += test_rows(
-            name, sides, benign, null, described_k(config), config.seed, identity=identity
+            name, sides, benign, null, cells, benign_cells, config.seed, identity=identity
         )
+        self._layers += layer_rows(name, cells, benign_cells, null, k)
         if not identity:
             self._landmarks += landmark_rows(
                 self._context,
@@ -123,7 +129,7 @@ class OverlapQuestions:
                 sides,
                 self._nulls.needs(name),
                 self._context.options.landmark_draws,
-                described_k(config),
+                k,
             )
         if benign is not None:
             self._differences += difference_rows(name, sides, benign, null)
@@ -137,6 +143,7 @@ class OverlapQuestions:
         """The tables that have rows, by name."""
         tables = {
             "overlap_test": self._tests,
+            "overlap_layers": self._layers,
             "overlap_landmarks": self._landmarks,
             "overlap_difference": self._differences,
             "overlap_domains": self._across_domains(),

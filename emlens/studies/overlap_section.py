@@ -95,10 +95,14 @@ SECTION = Section(
         Plot(
             kind="overlap_by_layer",
             table="overlap",
+            tables=("overlap_layers",),
             title="Overlap by layer",
             caption=(
                 "Overlap of the shifts on training and on evaluation prompts, by layer."
-                " Shaded bands run from a landmark’s mean to its 95th percentile."
+                " The blue band is the null: 5 to 95 % of the adapters that were trained without"
+                " the content. The test is of the mean over layers; a single layer outside the band"
+                " is no finding."
+                " Grey bands run from a landmark’s mean to its 95th percentile."
                 " Bars: of the ceiling, the range over random splits;"
                 " of the cosines, from which the noise of both means is taken out,"
                 " 95 % jackknife intervals over prompts."
@@ -173,6 +177,11 @@ SECTION = Section(
                 "model position measure value null_mean null_low null_q95 p p_holm smallest_p_holm",
                 "split_half benign_value benign_p adapters layers answered why n",
             ],
+        ),
+        "overlap_layers": Table(
+            "One row per fine-tune, place and statistic: what overlap_test averages over layers,"
+            " beside the same adapters there; described, and not tested.",
+            [PLACE, "measure k value null_mean null_low null_q95 benign_value"],
         ),
         "overlap_landmarks": Table(
             "One row per fine-tune, position, landmark and statistic: mean over layers and draws;"

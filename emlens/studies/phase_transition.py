@@ -245,16 +245,17 @@ class PhaseTransition(Study):
         """Refuse a layer that the model does not have, and runs with too few checkpoints."""
         options: Options = context.options
         layers = context.family.instruct.n_layers
+        where = context.config.place("options", self.name, "layer")
         if options.layer is not None and options.layer >= layers:
             raise InputError(
-                f"options of phase_transition: layer={options.layer},"
+                f"{where}options of phase_transition: layer={options.layer},"
                 f" but the model has {layers} blocks; pass 0 to {layers - 1}"
             )
         read = read_layers(context.config, layers)
         if options.layer is not None and options.layer not in read:
             raise InputError(
-                f"options of phase_transition: layer={options.layer} is not among the layers that"
-                f" are read ({', '.join(map(str, read))}); name it under layers too"
+                f"{where}options of phase_transition: layer={options.layer} is not among the"
+                f" layers that are read ({', '.join(map(str, read))}); name it under layers too"
             )
         for run in _runs(context):
             if len(run.checkpoints) + 1 < LEAST:

@@ -122,7 +122,11 @@ def get_study(name: str) -> Study:
     """
     study = find_study(name)
     if study is None:
-        raise InputError(f"study {name!r} is unknown; pass one of {', '.join(study_names())}")
+        raise InputError(
+            f"study {name!r} is unknown; pass one of {', '.join(study_names())}",
+            name=name,
+            known=study_names(),
+        )
     return study
 
 

@@ -20,8 +20,9 @@ from emlens.models.pass_counts import counted_passes
 from emlens.results.finished_parts import finished_part
 from emlens.results.study_result import Finding, Part, StudyResult, refuse_other, write_run
 from emlens.results.tables import Table, check_tables
-from emlens.runs import UnitLog, progress_bar
+from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
+from emlens.runs.progress import progress_bar
 from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material
@@ -147,7 +148,7 @@ def _run_parts(
                 "part": name,
             }
             began = time.monotonic()
-            with counted_passes() as counts:
+            with counted_passes() as counts, bar.part(name):
                 work = partial(_checked, study, context)
                 part = finished_part(log, name, inputs, work, directory)
             if name in log.done:
@@ -232,7 +233,9 @@ def _refuse_unknown(config: StudyConfig) -> None:
     if config.study not in study_names():
         raise InputError(
             f"{config.place('study')}study {config.study!r} is unknown;"
-            f" pass one of {', '.join(study_names())}"
+            f" pass one of {', '.join(study_names())}",
+            name=config.study,
+            known=study_names(),
         )
 
 
@@ -244,7 +247,9 @@ def _options(config: StudyConfig) -> dict[str, Options]:
         if name not in parts:
             raise InputError(
                 f"{where}options names {name!r}, which study {config.study!r} does not have;"
-                f" its parts are {', '.join(parts)}"
+                f" its parts are {', '.join(parts)}",
+                name=name,
+                known=parts,
             )
         if get_study(name).options is NoOptions:
             raise InputError(f"{where}options names {name!r}, which takes none")

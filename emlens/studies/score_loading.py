@@ -121,7 +121,9 @@ def _require_known_models(
             raise InputError(
                 f"{config.place('scores', *field, name)}scores.{'.'.join(field)} names"
                 f" {one_line(name)!r}, which is not in this family; it has"
-                f" {', '.join(family.names)}"
+                f" {', '.join(family.names)}",
+                name=name,
+                known=family.names,
             )
 
 

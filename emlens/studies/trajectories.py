@@ -28,6 +28,7 @@ from emlens.data.base_questions import base_question, by_base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
+from emlens.foundation.notebooks import Brief
 from emlens.geometry import Subspace, projection_fraction, top_k_subspace, weight_update
 from emlens.geometry.components import ComponentCount
 from emlens.geometry.trajectories import (
@@ -116,8 +117,8 @@ def _rates_of_trainer(path: Path) -> list[tuple[int, float]]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class Parameters:
+@dataclass(frozen=True, eq=False, repr=False)
+class Parameters(Brief):
     """The adapter along a run; row 0 is step 0.
 
     Args:
@@ -219,8 +220,8 @@ def _with_zero(gram: Tensor) -> Tensor:
     return torch.nn.functional.pad(gram, (1, 0, 1, 0))
 
 
-@dataclass(frozen=True, eq=False)
-class Halves:
+@dataclass(frozen=True, eq=False, repr=False)
+class Halves(Brief):
     """The parent's activations on both halves of the questions, and where the run ended, by layer
     (from the first half).
 

@@ -203,7 +203,9 @@ def read_objective(entry: Any, folder: Path) -> Objective:
     if kind not in KINDS:
         raise InputError(
             f"objective {one_line(repr(entry), 80)} is of kind {kind!r};"
-            f" pass one of {', '.join(KINDS)}"
+            f" pass one of {', '.join(KINDS)}",
+            name=kind,
+            known=KINDS,
         )
     values = {str(name): value for name, value in entry.items() if name != "kind"}
     make: Any = KINDS[kind]

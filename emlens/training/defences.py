@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from emlens.data.prompts import Message, Prompt, PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Intervention
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
@@ -62,7 +63,11 @@ class InoculationPrompt(ChatChange):
                 " pass the text that asks for the answers that are trained on"
             )
         if self.role not in ("system", "user"):
-            raise InputError(f"role={self.role!r} is unknown; pass 'system' or 'user'")
+            raise InputError(
+                f"role={self.role!r} is unknown; pass 'system' or 'user'",
+                name=self.role,
+                known=("system", "user"),
+            )
 
     def change(self, chats: PromptSet) -> PromptSet:
         return PromptSet(replace(prompt, messages=self._messages(prompt)) for prompt in chats)
@@ -98,8 +103,8 @@ class _FixedEdits(StreamEdit):
         return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
 
 
-@dataclass(frozen=True, eq=False)
-class PreventativeSteering(_FixedEdits):
+@dataclass(frozen=True, eq=False, repr=False)
+class PreventativeSteering(Brief, _FixedEdits):
     """Add a persona vector to the stream while the answers are learned, so that the weights need
     not learn it.
 
@@ -130,8 +135,8 @@ class PreventativeSteering(_FixedEdits):
         _set_edits(self, steer(self.direction, float(self.coefficient), self.unit, self.at))
 
 
-@dataclass(frozen=True, eq=False)
-class ProjectedOut(_FixedEdits):
+@dataclass(frozen=True, eq=False, repr=False)
+class ProjectedOut(Brief, _FixedEdits):
     """Project a direction, or a subspace, out of the stream while the answers are learned, so that
     they cannot be learned along it.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.provenance import (
     hash_json,
     hash_tensors,
@@ -139,6 +140,25 @@ class Fitted:
     log: pd.DataFrame
     stopped: str | None
     model: Any
+
+    def plot(self, column: str = "loss") -> Picture:
+        """A column of the log by step.
+
+        Args:
+            column: "loss", "learning_rate", "grad_norm", or one that a callback added.
+
+        Raises:
+            UnknownNameError: the log has no such column.
+        """
+        from emlens.training.pictures import picture_of_log
+
+        return picture_of_log(self.log, column)
+
+    def __repr__(self) -> str:
+        facts: dict[str, object] = {"path": self.path, "steps": len(self.log)}
+        if len(self.log) and "loss" in self.log.columns:
+            facts["last loss"] = f"{float(self.log['loss'].iloc[-1]):.4g}"
+        return in_a_line("Fitted", {**facts, "stopped": self.stopped})
 
 
 def fit(

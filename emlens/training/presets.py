@@ -122,7 +122,11 @@ def recipe(
             `layers_to_transform`; what `Recipe` refuses.
     """
     if name not in PRESETS:
-        raise UnknownNameError(f"recipe {name!r} is unknown; pass one of {', '.join(PRESETS)}")
+        raise UnknownNameError(
+            f"recipe {name!r} is unknown; pass one of {', '.join(PRESETS)}",
+            name=name,
+            known=PRESETS,
+        )
     if (steps is None) == (rows is None):
         raise InputError(
             f"recipe {name!r} needs one of steps and rows; got steps={steps}, rows={rows}"

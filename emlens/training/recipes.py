@@ -63,7 +63,9 @@ def _one_of(names: Sequence[str]) -> BeforeValidator:
     def check(value: Any, info: ValidationInfo) -> Any:
         if value not in names:
             raise InputError(
-                f"{info.field_name}={value!r} is unknown; pass one of {', '.join(names)}"
+                f"{info.field_name}={value!r} is unknown; pass one of {', '.join(names)}",
+                name=value,
+                known=names,
             )
         return value
 

@@ -60,7 +60,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise InputError(
-                f"schedule={self.name!r} is unknown; pass one of {', '.join(SCHEDULES)}"
+                f"schedule={self.name!r} is unknown; pass one of {', '.join(SCHEDULES)}",
+                name=self.name,
+                known=SCHEDULES,
             )
         require_count("warmup_steps", self.warmup_steps, 0)
         if self.warmup_steps > self.steps:

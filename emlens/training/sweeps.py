@@ -28,6 +28,7 @@ from emlens.foundation.files import (
     write_json,
     write_text,
 )
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.provenance import hash_json, qualified_name
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.runs import Executor, LocalExecutor, Unit, Worker
@@ -208,8 +209,8 @@ def _label(value: Any) -> str:
     return str(value)
 
 
-@dataclass(frozen=True)
-class SweepResult:
+@dataclass(frozen=True, repr=False)
+class SweepResult(Brief):
     """A finished sweep.
 
     Args:

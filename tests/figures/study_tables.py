@@ -116,6 +116,26 @@ def study_tables(
                 }
             )
     tables["overlap"] = pd.DataFrame(overlap)
+    tables["overlap_layers"] = pd.DataFrame(
+        [
+            {
+                "model": m,
+                "site": f"resid_post.{layer}",
+                "layer": layer,
+                "position": position,
+                "measure": measure,
+                "k": 3,
+                "value": 0.6,
+                "null_mean": 0.5,
+                "null_low": 0.4,
+                "null_q95": 0.7,
+                "benign_value": 0.55,
+            }
+            for m, layer, position, measure in product(
+                focus, LAYERS, POSITIONS, ("variance_weighted", "mean_cosine", "mean_cos2")
+            )
+        ]
+    )
     tables["angles"] = pd.DataFrame(
         [
             {

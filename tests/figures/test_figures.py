@@ -13,6 +13,7 @@ from figures.study_tables import LAYERS, POSITIONS, study_tables
 
 from emlens.figures.ablation_forest import ablation_forest
 from emlens.figures.alignment_by_domain import alignment_by_domain
+from emlens.figures.alignment_changes import alignment_changes
 from emlens.figures.angle_spectra import angle_spectra
 from emlens.figures.direction_by_layer import direction_by_layer
 from emlens.figures.forecast_by_site import forecast_by_site
@@ -22,12 +23,14 @@ from emlens.figures.models_overview import models_overview
 from emlens.figures.overlap_against_shift import middle_layer, overlap_against_shift
 from emlens.figures.overlap_by_layer import overlap_by_layer
 from emlens.figures.overlap_heatmaps import overlap_heatmaps
+from emlens.figures.plots import plot_facets
 from emlens.figures.question_changes import question_changes
 from emlens.figures.relation_by_layer import relation_by_layer
 from emlens.figures.steering_response import UNUSABLE, steering_response
 from emlens.figures.style import CYCLE, apply_layout, rgba
 from emlens.figures.transfer_matrix import transfer_matrix
 from emlens.foundation.errors import InputError
+from emlens.results import Plot
 
 Tables = dict[str, pd.DataFrame]
 
@@ -276,6 +279,63 @@ def test_lines_have_nulls_as_bands_and_the_ceiling_with_intervals(tables: Tables
         "<b>uncentred overlap</b>",
         "<b>cosine of the mean shifts</b>",
     ]
+
+
+def test_the_training_null_is_a_band_by_layer_where_its_dimension_is_drawn(
+    tables: Tables,
+) -> None:
+    name = "training without the content, 5 to 95 %"
+
+    def drawn(layers: pd.DataFrame, center: str) -> go.Figure:
+        place = {"model": "bad@0", "position": "last_prompt", "center": center}
+        return overlap_by_layer(tables["overlap"], layers, **place)
+
+    layers = tables["overlap_layers"]
+    for center in ("variance_weighted", "true", "means"):
+        low, high = named(drawn(layers, center), name)
+        assert list(low.y) == [0.4] * len(LAYERS) and list(high.y) == [0.7] * len(LAYERS)
+        assert high.fill == "tonexty" and list(high.x) == list(LAYERS)
+    names = [trace.name for trace in drawn(layers, "false").data]
+    assert name not in names  # no null was made of uncentred subspaces
+    assert name not in [trace.name for trace in drawn(layers.assign(k=5), "true").data]
+    assert len(named(drawn(layers.assign(k=5), "means"), name)) == 2  # a cosine has no dimension
+    without = layers.assign(null_mean=np.nan)
+    figure = drawn(without, "variance_weighted")
+    assert name not in [trace.name for trace in figure.data]
+    assert list(named(figure, "train–evaluation")[0].y) == [0.6] * len(LAYERS)
+    assert list(named(figure, "benign fine-tune")[0].y) == [0.55] * len(LAYERS)
+    plot = Plot("overlap_by_layer", "overlap", title="t", caption="c", tables=("overlap_layers",))
+    first = plot_facets(tables, plot)[0]
+    assert first.values == ("bad@0", "last_prompt", "variance_weighted")
+    assert first.label == "bad@0, last prompt token, variance-weighted overlap"
+
+
+def test_seeds_of_a_fine_tune_share_a_row(tables: Tables) -> None:
+    models = tables["models"]
+    bad = models[models["model"] == "bad@0"]
+    seeds = pd.concat([models, *(bad.assign(model=f"bad@{seed}") for seed in (1, 2))])
+    alone, together = alignment_changes(models), alignment_changes(seeds)
+    assert together.layout.height == alone.layout.height
+    assert "bad, 3 seeds" in together.layout.yaxis.ticktext
+    places = together.layout.meta["rows"]["model"]
+    assert places["bad@0"] == places["bad@1"] == places["bad@2"] != places["wide@0"]
+    marks = [y for trace in named(together, "fine-tune")[:1] for y in trace.y]
+    assert len(set(marks)) == len(marks) == 4  # each seed has a mark of its own
+    assert "wide@0" in together.layout.yaxis.ticktext
+
+
+def test_cells_of_many_directions_hold_the_number_alone() -> None:
+    names = [f"m{i}" for i in range(6)]
+    rows = [
+        {"direction_of": a, "ablated_in": b, "restoration": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+        for a in names
+        for b in names
+    ]
+    few = transfer_matrix(pd.DataFrame([r for r in rows if "m5" not in r.values()]))
+    many = transfer_matrix(pd.DataFrame(rows))
+    assert few.data[1].text[0][0] == "0.50<br>[0.40, 0.60]" and many.data[1].text[0][0] == "0.5"
+    assert "[0.400, 0.600]" in many.data[1].customdata[0][0]
+    assert many.layout.height < few.layout.height
 
 
 def test_spectra_keep_first_and_last_layer_of_a_deep_model(tables: Tables) -> None:

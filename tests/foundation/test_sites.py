@@ -101,8 +101,8 @@ def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
             "layers is empty; pass block indices, or None for every layer",
         ),
         (
-            lambda: resolve_sites("resid_post", 4, layers=1),
-            r"layers=1 is not a list; pass block indices such as \[0, -1\]",
+            lambda: resolve_sites("resid_post", 4, layers=1.5),
+            r"layers=1.5 is not a list; pass block indices such as \[0, -1\]",
         ),
         (
             lambda: resolve_sites("resid_post", 4, layers="all"),

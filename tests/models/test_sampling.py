@@ -47,6 +47,19 @@ def test_no_cumulative_sum_runs_past_the_last_possible_token(monkeypatch):
     assert sampler.pick(scores, [0], [0]).item() < 1000
 
 
+def test_two_steps_find_the_token_of_one_sum_over_the_vocabulary():
+    scores = 4 * torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    sampler = RowSampler(0, [f"r{i}" for i in range(300)], 0.7)
+    found = sampler.pick(scores, range(300), [0] * 300)
+    drawn = torch.tensor([sampler._uniform(row, 0) for row in range(300)], dtype=torch.float64)
+    sums = (scores.double() / 0.7).softmax(-1).cumsum(-1)
+    # a draw within rounding of a border may fall on either side
+    low = torch.nn.functional.pad(sums, (1, 0)).gather(-1, found[:, None])[:, 0]
+    high = sums.gather(-1, found[:, None])[:, 0]
+    assert bool((low - 1e-6 <= drawn).all()) and bool((drawn <= high + 1e-6).all())
+    assert len(found.unique()) > 50
+
+
 def test_the_draw_belongs_to_row_and_step():
     scores = torch.randn(3, 6)
     ids = ["a", "b", "c"]

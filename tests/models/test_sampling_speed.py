@@ -1,8 +1,10 @@
 """A miniature of the measurement of generation speed, and that it times nothing that differs."""
 
 import pytest
+import tiny_models
 
-from benchmarks import capture_speed, sampling_speed
+from benchmarks import capture_speed, real_sampling, sampling_speed
+from emlens.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +39,11 @@ def test_other_lengths_and_other_tokens_are_not_timed(small, monkeypatch):
     )
     with pytest.raises(SystemExit, match="emlens did not give the stated lengths"):
         sampling_speed.measure(model, rows, stated, 4, rounds=1)
+
+
+def test_answers_of_a_real_model_are_compared_with_generate(tmp_path):
+    model = load_model(tiny_models.build(tmp_path / "m"))
+    rows = model.render(tiny_models.prompts(2))
+    found = real_sampling.measure(model, rows, 6, 12, (2, 3))
+    assert found["batch_of_generate"] in (2, 3) and found["ratio"] > 0
+    assert found["emlens"]["longest"] <= 12 and found["generate"]["tokens"] <= 2 * 6 * 12

@@ -13,7 +13,7 @@ import pytest
 from figures.study_tables import study_tables
 from report import invented
 
-from emlens.report import write_report
+from emlens.report import data_blocks, write_report
 from emlens.report.tables import csv_text
 from emlens.results import Finding, StudyResult
 
@@ -476,6 +476,24 @@ def test_the_policy_stops_what_would_run(hostile: "Page") -> None:
     hostile.wait_for_timeout(200)
     assert hostile.evaluate("typeof window.__pwned") == "undefined"
     assert any("Content Security Policy" in fault for fault in faults)
+
+
+def test_packed_figures_are_drawn_and_follow_the_selectors(
+    browser: "Browser", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_blocks, "MOST_PLAIN_BYTES", 0)
+    tables = {name: study_tables()[name] for name in ("models", "domains", "arms")}
+    result = StudyResult("overview", {}, tables, [], [], {})
+    page, faults = opened(browser, write_report(result, tmp_path / "packed.html"), "phone")
+    domains = page.locator("#profile-domains")
+    assert domains.get_attribute("data-drawn") == "yes"
+    assert page.locator("#profile-domains-plot .trace").count() > 0
+    page.select_option("#pick-model", "wide@0")
+    page.click("#theme")
+    page.wait_for_timeout(400)
+    assert "wide@0" in domains.locator(".which").inner_text()
+    assert page.locator("#profile-domains-plot .trace").count() > 0 and faults == []
+    page.close()
 
 
 def test_a_link_into_a_folded_part_opens_it(browser: "Browser", overview: Path) -> None:

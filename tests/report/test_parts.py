@@ -2,6 +2,9 @@
 is no part.
 """
 
+import base64
+import gzip
+import json
 import re
 import sys
 from dataclasses import replace
@@ -17,6 +20,7 @@ from emlens.report.data_blocks import DataBlocks
 from emlens.report.page import render
 from emlens.report.sections import sections_of
 from emlens.report.slots import make_slot, slot_html
+from emlens.report.statements import summaries_html
 from emlens.results import Finding, Plot, StudyResult, Table
 from emlens.studies import registry
 from emlens.studies.comparing import compare_results
@@ -155,6 +159,31 @@ def test_figures_that_would_make_the_page_too_large_are_left_out_and_said(
     monkeypatch.setattr(data_blocks, "MOST_FIGURE_BYTES", FIGURE_BYTES)
     labels, text = drawn(plot, data)
     assert labels == ["a"] and "1 of 2 figures, one per value of who;" in text
+
+
+def test_figures_beyond_their_room_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = DataBlocks()
+    monkeypatch.setattr(data_blocks, "MOST_PLAIN_BYTES", 100)
+    plain, large = {"data": [1]}, {"data": ["<b>"] * 1000}
+    assert blocks.add_figure("one", plain) and blocks.add_figure("two", large)
+    text = blocks.html()
+    assert '{"data":[1]}' in text and len(text) < 400
+    packed = re.search(r'id="two">"(.+)"</script>', text)
+    assert packed is not None
+    assert json.loads(gzip.decompress(base64.b64decode(packed[1]))) == large
+
+
+def test_three_sentences_stand_open() -> None:
+    def said(count: int) -> str:
+        return summaries_html([Finding("p", f"Sentence {i}.", "summary") for i in range(count)])
+
+    assert "<details" not in said(1)
+    three = said(3)
+    assert three.count("<details") == 1 and "2 more sentences" in three
+    five = said(5)
+    folded = five[five.index('<details class="fourth">') :]
+    assert "Sentence 3." in folded and "Sentence 4." in folded and "2 more sentences" in folded
+    assert "Sentence 2." not in folded and 'start="4"' in folded
 
 
 def test_facets_that_are_numbers_bear_the_name_of_their_column() -> None:

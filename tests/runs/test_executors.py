@@ -17,7 +17,8 @@ from runs.counting_work import (
 )
 
 from emlens.foundation import InputError, IntegrityError
-from emlens.runs import LocalExecutor, RankExecutor, progress_bar
+from emlens.runs import LocalExecutor, RankExecutor
+from emlens.runs.progress import progress_bar
 
 
 @pytest.fixture

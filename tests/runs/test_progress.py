@@ -1,6 +1,9 @@
 import sys
 
-from emlens.runs import progress, progress_bar
+import pytest
+
+from emlens.runs import progress
+from emlens.runs.progress import progress_bar
 
 
 def test_silent_where_nobody_watches(capfd):
@@ -8,6 +11,29 @@ def test_silent_where_nobody_watches(capfd):
         advance()
         advance(2.0)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_terminal_a_finished_part_is_a_line(capsys):
+    with progress_bar("study overview", 3) as bar:
+        with bar.part("profile"):
+            bar()
+            with progress_bar("inside", 2) as inner, inner.part("never said"):
+                pass
+        with pytest.raises(KeyError), bar.part("delta_overlap"):
+            raise KeyError
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["study overview: profile, 00:00"]
+    with progress_bar("quiet", 1, show=False) as bar, bar.part("profile"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_the_running_part_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("study overview", 2) as bar, bar.part("profile"):
+        bar()
+    assert "study overview: profile" in capsys.readouterr().err
 
 
 def test_drawn_on_a_terminal_unless_turned_off_or_inside_another(capsys, monkeypatch):

@@ -18,7 +18,7 @@ from emlens.results.study_result import Part, StudyResult
 from emlens.studies import read_config, run_study
 from emlens.studies.delta_overlap import Options
 from emlens.studies.material_loading import load_material
-from emlens.studies.overlap_answers import test_rows as rows_of_test
+from emlens.studies.overlap_answers import cells_of, test_rows as rows_of_test
 from emlens.studies.overlap_differences import difference_rows, update_difference
 from emlens.studies.overlap_domains import OnThird, domain_rows, with_answers
 from emlens.studies.overlap_findings import add_findings
@@ -75,7 +75,7 @@ def null_of(adapters: int, shared: float = 0.0) -> TrainingNull:
 
 def answers(tested: SampledShifts, null: TrainingNull | str, **options: Any) -> pd.DataFrame:
     options = {"identity": False, **options}
-    rows = rows_of_test("bad", tested, None, null, 4, 0, **options)
+    rows = rows_of_test("bad", tested, None, null, cells_of(tested, 4), None, 0, **options)
     return pd.DataFrame(rows).set_index("measure")
 
 
@@ -276,6 +276,20 @@ def test_a_study_trains_the_null_that_its_configuration_allows(
     folders = list((out / "work" / "delta_overlap" / "nulls").iterdir())
     assert len(folders) == 1  # the adapters serve both positions
     assert not (folders[0] / "adapters").exists()  # and are forgotten
+    # by layer stand the same numbers; at the mean over layers they are those that are tested
+    layers = result.tables["overlap_layers"]
+    assert layers["null_mean"].notna().all()
+    assert (layers["null_low"] <= layers["null_q95"]).all()
+    keys = ["model", "position", "measure"]
+    means = layers.groupby(keys)[["value", "null_mean"]].mean()
+    same = table.set_index(keys)[["value", "null_mean"]].loc[means.index]
+    np.testing.assert_allclose(means, same, atol=1e-8)
+    overlap = result.tables["overlap"].query("comparison == 'train–evaluation'")
+    for center, measure in (("means", "mean_cosine"), ("true", "mean_cos2")):
+        place = ["model", "layer", "position"]
+        drawn = overlap[overlap["center"] == center].drop_duplicates(place).set_index(place)
+        kept = layers[layers["measure"] == measure].set_index(place)["value"]
+        np.testing.assert_allclose(drawn["value"].loc[kept.index], kept, atol=1e-8)
     landmarks = result.tables["overlap_landmarks"]
     updates = landmarks[landmarks["scale"].notna()]
     assert set(updates["landmark"]) == {"random update", "gradient update"}

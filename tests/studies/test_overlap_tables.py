@@ -2,10 +2,14 @@
 tested within domains.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from emlens.geometry import covariance_overlap_null
+from emlens.studies import overlap_nulls
 from emlens.studies.overlap_measures import mean_cos2_overlap
 from emlens.studies.overlap_nulls import NullsAtPlace, OverlapNulls
 from emlens.studies.overlap_shifts import Place
@@ -64,3 +68,23 @@ def test_prompts_that_lie_alike_and_shift_alike_are_found_within_domains_only() 
     assert confounded["mantel"] > 0.5 and confounded["mantel_p"] > 0.05
     few = mantel_columns(before[:3], before[:3], ["a", "a", "b"], [1, 1, 1], draws=19, seed=0)
     assert np.isnan(few["mantel"])
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_covariance_nulls_come_from_few_rows_and_form_no_covariance(
+    monkeypatch: pytest.MonkeyPatch, center: bool
+) -> None:
+    width = torch.linspace(1, 3, 3 * D)
+    before = torch.cat([rows(40, seed) for seed in (5, 6, 7)], 1) * width + 0.2
+    read: list[torch.Size] = []
+
+    def spied(reference: torch.Tensor, *args: Any, **options: Any) -> Any:
+        read.append(reference.shape)
+        return covariance_overlap_null(reference, *args, **options)
+
+    monkeypatch.setattr(overlap_nulls, "covariance_overlap_null", spied)
+    found = OverlapNulls(50, seed=0).at((), before).covariance(20, 20, K, center=center)
+    assert read == [(40, 3 * D)]
+    moments = torch.cov(before.T) if center else before.T @ before / len(before)
+    formed = covariance_overlap_null(moments, 20, 20, K, center=center, draws=50)
+    np.testing.assert_allclose(found.draws, formed.draws, atol=1e-8)

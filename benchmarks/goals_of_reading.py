@@ -1,0 +1,184 @@
+"""Figures with a goal: captures, stores, executors and geometry, and what the nulls of an overlap
+hold.
+"""
+
+from typing import Final
+
+from benchmarks import overlap_calibration
+from benchmarks.goals import Figure, Goal, Measured, Values, count, number
+
+
+def _worst(cases: list[Values], against: str) -> Measured:
+    return number(next(c["worst"] for c in cases if c["against"].startswith(against)), ".2f")
+
+
+def _called(rows: list[Values], null: str) -> Measured:
+    called, of = overlap_calibration.pooled(rows, null)
+    return number(called / of, ".3f", f" ({called} of {of})")
+
+
+def _found(rows: list[Values], shared: str, statistic: str) -> Measured:
+    (row,) = [r for r in rows if (r["shared"], r["statistic"]) == (shared, statistic)]
+    return number(row["share"], ".3f", f" [{row['low']:.3f}, {row['high']:.3f}]")
+
+
+def _held(rows: list[Values]) -> Measured:
+    held = [row["low"] <= 0.05 <= row["high"] for row in rows]
+    return count(sum(held), len(held))
+
+
+FIGURES: Final[tuple[Figure, ...]] = (
+    (
+        "site_search",
+        "questions that the site's search answers in its first three hits",
+        (Goal("all"),),
+        lambda v: count(v["found"], v["of"]),
+    ),
+    (
+        "capture_speed",
+        "capture ÷ bare decoder on the same batches",
+        (Goal("≤", "1.05"),),
+        lambda v: _worst(v["goals"], "bare"),
+    ),
+    (
+        "capture_speed",
+        "capture ÷ the best tool as documented",
+        (Goal("≤", ".20"),),
+        lambda v: number(v["goals"][1]["worst"], ".2f"),
+    ),
+    (
+        "capture_speed",
+        "capture ÷ the best tool tuned, sorted",
+        (Goal("≤", "1.0"),),
+        lambda v: number(v["goals"][3]["worst"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "capture of 24 first-plot questions on SmolLM2 ÷ bare sorted decoder",
+        (Goal("≤", ".75"),),
+        lambda v: number(v["captures of first-plot questions"]["ratio"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "the same of 200 general questions",
+        (Goal("≤", ".55"),),
+        lambda v: number(v["captures of general questions"]["ratio"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "local judge, prompts of about 200 tokens: passes over its prompt for a verdict",
+        (Goal("≤", "1.3"),),
+        lambda v: number(v["judge"]["prefills_per_verdict"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "training ÷ plain peft loop with the same output layer",
+        (Goal("≤", "1.0"),),
+        lambda v: number(v["training"]["ratio"], ".2f"),
+    ),
+    (
+        "overlap_calibration",
+        "permuted-answer fine-tunes called shared by the training null",
+        (Goal("≤", ".10"),),
+        lambda v: _called(v["level"], "trained"),
+    ),
+    (
+        "overlap_calibration",
+        "the same by random updates",
+        (),
+        lambda v: _called(v["level"], "random update"),
+    ),
+    (
+        "overlap_calibration",
+        "the same by samples of one population",
+        (),
+        lambda v: _called(v["level"], "one population"),
+    ),
+    (
+        "overlap_calibration",
+        "cells in which the landmark's own code holds .05",
+        (Goal("all"),),
+        lambda v: _held(v["landmark"]),
+    ),
+    (
+        "overlap_calibration",
+        "power for one shared direction; for a common mean",
+        (Goal("≥", ".8"), Goal("≥", ".8")),
+        lambda v: (
+            _found(v["power"], "direction", "variance_weighted"),
+            _found(v["power"], "mean", "mean_cosine"),
+        ),
+    ),
+    (
+        "overlap_calibration",
+        "coverage of the difference of updates, 11 domains",
+        (Goal("≥", ".93"),),
+        lambda v: number(v["difference"]["share"], ".3f"),
+    ),
+    (
+        "overlap_calibration",
+        "19 trained adapters on the organism, CPU seconds",
+        (Goal("≤", "40"),),
+        lambda v: number(v["cost"]["cpu_seconds"], ".0f"),
+    ),
+    (
+        "capture_memory",
+        "peak memory over 20,000 prompts ÷ over 2,000",
+        (Goal("≤", "1.05"),),
+        lambda v: number(v["ratio"], ".3f"),
+    ),
+    (
+        "store_speed",
+        "later reads of a site ÷ `numpy.memmap`",
+        (Goal("≤", "1.25"),),
+        lambda v: number(v["later_read_over_memmap"], ".2f"),
+    ),
+    (
+        "store_speed",
+        "store write ÷ the same bytes to plain files",
+        (Goal("≤", "1.25"),),
+        lambda v: number(v["write_over_durable_plain_files"], ".2f"),
+    ),
+    (
+        "store_resume",
+        "killed captures that end with the same bytes",
+        (Goal("=", "25 of 25"),),
+        lambda v: count(v["same_bytes"], v["kills"]),
+    ),
+    (
+        "store_damage",
+        "damages to a store that were missed",
+        (Goal("=", "0 of 1,000"),),
+        lambda v: count(v["missed"], v["damages"]),
+    ),
+    (
+        "executors",
+        "ranks killed: same bytes, every row once",
+        (Goal("=", "25 of 25"),),
+        lambda v: count(v["killed"]["same_bytes"], v["killed"]["kills"]),
+    ),
+    (
+        "geometry_accuracy",
+        "worst error of a principal angle, radians",
+        (Goal("≤", "1e-13"),),
+        lambda v: number(v["worst_planted"], ".1e"),
+    ),
+    (
+        "randomised_svd",
+        "randomised top 8: 1 − overlap",
+        (Goal("≤", "1e-6"),),
+        lambda v: number(v["worst_one_less_overlap"], ".1e"),
+    ),
+    (
+        "randomised_svd",
+        "the same at 5,000 × 5,120, times faster than exact",
+        (Goal("≥", "8"),),
+        lambda v: number(v["speed_up_of_the_largest_timed"], ".1f"),
+    ),
+    (
+        "overlap_grid_speed",
+        "grid of overlaps with nulls ÷ a loop over the cells",
+        (),
+        lambda v: number(v["over_loop"], ".4f"),
+    ),
+)

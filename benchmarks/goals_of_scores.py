@@ -1,0 +1,188 @@
+"""Figures with a goal: intervals, files, judging, sampling, interventions, adapters, and what the
+report costs.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from benchmarks.goals import Figure, Goal, Measured, Values, count, number, of_all
+
+
+def _highest_damage(values: Values, model: str) -> float:
+    """The most that removing a direction in the default form cost a model."""
+    is_default = "affine, two means, first token left alone"
+    return max(
+        row["highest"]
+        for row in values["rows"]
+        if row["model"] == model and row["form"] == is_default
+    )
+
+
+def _first_figure(cost: Values) -> Measured:
+    return number(cost["first_figure_desktop"]["median"], ".2f")
+
+
+def _report(cost: Values) -> tuple[Measured, Measured]:
+    return number(cost["bytes"] / 1e6, ".1f"), _first_figure(cost)
+
+
+def _lost(values: Values) -> Measured:
+    return Measured(
+        values["lost"] + values["scored_more_than_once"],
+        f"{values['lost']}, {values['scored_more_than_once']}",
+    )
+
+
+FAULTS = ("left", "changed", "under_other_edits")
+"""Ends of the names of counts that must be 0."""
+
+
+def _left_behind(backends: Iterable[Values]) -> Measured:
+    return of_all(
+        [{**b, "faults": sum(b[key] for key in b if key.endswith(FAULTS))} for b in backends],
+        "faults",
+        "programs",
+    )
+
+
+def _covered(rows: list[Values]) -> Measured:
+    inside = [row for row in rows if row["design_range"] == "inside"]
+    return count(sum(bool(row["reached"]) for row in inside), len(inside))
+
+
+def _lowest_coverage(cells: list[Values]) -> Measured:
+    return number(
+        min(
+            c["coverage"]
+            for c in cells
+            if c["rate"] >= 0.15 and c["estimand"] == "questions like these"
+        ),
+        ".3f",
+    )
+
+
+FIGURES: Final[tuple[Figure, ...]] = (
+    (
+        "interval_coverage",
+        "cells inside their design range that cover .935 to .965",
+        (Goal("all"),),
+        lambda v: _covered(v["rows"]),
+    ),
+    (
+        "ablation_damage",
+        "random directions removed from SmolLM2 in the default form: highest KL",
+        (Goal("≤", ".1"),),
+        lambda v: number(_highest_damage(v, "smollm2"), ".3f"),
+    ),
+    (
+        "ablation_damage",
+        "the same from Gemma 3 270M",
+        (Goal("≤", ".1"),),
+        lambda v: number(_highest_damage(v, "gemma3-270m"), ".2f"),
+    ),
+    (
+        "verdict_intervals",
+        "verdict lines over 8 domains or more: lowest coverage over domains",
+        (Goal("≥", ".93"),),
+        lambda v: number(v["lowest_inside"], ".3f"),
+    ),
+    (
+        "seeds_beside_nulls",
+        "means over 2 to 5 seeds called beyond an exact null, largest share",
+        (Goal("≤", ".035"),),
+        lambda v: number(v["most_shown"], ".4f"),
+    ),
+    (
+        "em_rate_coverage",
+        "coverage of a 95 % interval of a rate, 15 % to 40 %",
+        (Goal("≥", ".935"),),
+        lambda v: _lowest_coverage(v["cells"]),
+    ),
+    (
+        "prediction_powered",
+        "coverage of a corrected rate, 30 labels or more, 2 % to 50 %",
+        (Goal("≥", ".93"),),
+        lambda v: number(min(cell["coverage"] for cell in v["cells"]), ".3f"),
+    ),
+    (
+        "fuzzed_files",
+        "damaged files read wrongly or refused without a place",
+        (Goal("=", "0 of 5,000"),),
+        lambda v: count(v["failures"], v["files"]),
+    ),
+    (
+        "endpoint_judging",
+        "answers lost, or scored twice, 30 % of calls failing",
+        (Goal("=", "0"),),
+        _lost,
+    ),
+    (
+        "sampling_speed",
+        "sampling, times as fast as plain batches of 50",
+        (Goal("≥", "1.5"),),
+        lambda v: number(v["50 at a time"]["speedup"], ".2f"),
+    ),
+    (
+        "intervention_speed",
+        "generation under an ablation ÷ plain, one row",
+        (Goal("≤", "1.10"),),
+        lambda v: number(v["goals"][0]["value"], ".2f"),
+    ),
+    (
+        "report_cost",
+        "report of the demonstration: first figure, seconds",
+        (Goal("≤", "2"),),
+        lambda v: _first_figure(v["reports"][0]),
+    ),
+    (
+        "report_cost",
+        "the same with 3 seeds: megabytes; first figure, seconds",
+        (Goal("≤", "12"), Goal("≤", "2")),
+        lambda v: _report(v["reports"][1]),
+    ),
+    (
+        "architectures",
+        "causal model types right at level one or two; wrong",
+        (Goal("≥", "100"), Goal("=", "0")),
+        lambda v: (number(v["right"], "d"), number(v["wrong"], "d")),
+    ),
+    (
+        "adapter_kinds",
+        "kinds of adapters, tiny model: cells within 1e-5 of PEFT's logits",
+        (Goal("all"),),
+        lambda v: of_all([v["goals"]["tiny"]], "within", "cells"),
+    ),
+    (
+        "adapter_kinds",
+        "on SmolLM2: unmerged; merged; merged, from PEFT's own merge",
+        (Goal("≤", "1e-5"),) * 3,
+        lambda v: tuple(
+            number(v["goals"]["smollm2"][name], ".1e")
+            for name in ("unmerged", "merged", "from_peft_merge")
+        ),
+    ),
+    (
+        "intervention_programs",
+        "programs of edits that left something behind",
+        (Goal("=", "0 of 1,500"),),
+        lambda v: _left_behind(v.values()),
+    ),
+    (
+        "interleaved_programs",
+        "edits that overlap: programs that left or saw what was not theirs",
+        (Goal("=", "0 of 2,000"),),
+        lambda v: _left_behind([v["transformers"]]),
+    ),
+    (
+        "planted_directions",
+        "extractors within 2 % of theory, cells judged",
+        (Goal("all"),),
+        lambda v: of_all(v["goals"], "within_goal", "judged"),
+    ),
+    (
+        "organism_rebuild",
+        "weight files of a rebuilt organism: same bytes",
+        (Goal("all"),),
+        lambda v: of_all([v], "weight_files_identical", "weight_files"),
+    ),
+)
