@@ -10,6 +10,7 @@ The organism is killed 25 times in each command, and ten times in `overview`; Sm
 EMLENS_REAL_MODELS has it, once in each command.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -184,8 +185,12 @@ def _with_judge_prompt(question: Question) -> Question:
 # ---- processes
 
 
-def start(words: Sequence[str], said: Path) -> int:
-    """Fork a process that types a command; what it says on stderr is kept in `said`."""
+def start(words: Sequence[str], said: Path, before: Callable[[], object] = bool) -> int:
+    """Fork a process that types a command; what it says on stderr is kept in `said`.
+
+    Args:
+        before: is done in the process first.
+    """
     child = os.fork()
     if child:
         return child
@@ -198,6 +203,8 @@ def start(words: Sequence[str], said: Path) -> int:
             os.dup2(nothing.fileno(), 1)
             os.dup2(errors.fileno(), 2)
             sys.stdout, sys.stderr = nothing, errors
+            logging.getLogger("emlens").addHandler(logging.StreamHandler())
+            before()
             code = _typed(words)
             errors.flush()
     finally:
@@ -251,23 +258,50 @@ def contents(out: Path) -> dict[str, str]:
 # ---- measuring
 
 
-def measure(
-    desk: Desk, command: str, kills: int, work: Path, seed: int = 0, how: str = ""
-) -> dict[str, Any]:
-    """Kill a command at `kills` random moments, each in a folder of its own, and call it again.
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a command leaves that nobody disturbs.
 
     Args:
-        how: a name of one of `SIGNALS`; left out, they take turns.
+        out: where it lies.
+        files: checksums by name.
+        seconds: of processor time.
     """
+
+    out: Path
+    files: dict[str, str]
+    seconds: float
+
+
+def undisturbed(desk: Desk, command: str, work: Path) -> Undisturbed:
     whole, said = work / f"{command}-whole", work / "said.txt"
     whole.mkdir()
     code, seconds = finish(start(desk.words(command, whole), said))
     if code:
         raise SystemExit(f"the undisturbed {command} failed: {said.read_text()[-2000:]}")
-    expected = contents(whole)
+    return Undisturbed(whole, contents(whole), seconds)
+
+
+def measure(
+    desk: Desk,
+    command: str,
+    kills: int,
+    work: Path,
+    seed: int = 0,
+    how: str = "",
+    whole: Undisturbed | None = None,
+) -> dict[str, Any]:
+    """Kill a command at `kills` random moments, each in a folder of its own, and call it again.
+
+    Args:
+        how: a name of one of `SIGNALS`; left out, they take turns.
+        whole: what it leaves undisturbed, where that is known.
+    """
+    whole = whole or undisturbed(desk, command, work)
+    expected, seconds, said = whole.files, whole.seconds, work / "said.txt"
+    pick = random.Random(seed)
     found: dict[str, Any] = {"kills": kills, "before_the_end": 0, "left_something": 0}
     found |= {"same_bytes": 0, "said": [], "others": []}
-    pick = random.Random(seed)
     for number in range(kills):
         out = work / f"{command}-{number}"
         sent = signal.Signals[how] if how else SIGNALS[number % len(SIGNALS)]

@@ -183,8 +183,9 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     from emlens.training import fit
     from emlens.training.fitting import LOG, SIDECAR, read_record
 
-    is_finished = (job.out / SIDECAR).is_file()
-    if not is_finished or not _is_same_run(read_record(job.out), job, config):
+    if (job.out / SIDECAR).is_file():
+        _require_same_run(read_record(job.out), job, config)
+    else:
         fit(
             config.recipe,
             job.model,
@@ -215,8 +216,14 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     print_line(f"checkpoint: {job.out}")
 
 
-def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool:
-    """Whether a finished checkpoint is what this command would train."""
+def _require_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> None:
+    """Refuse a finished checkpoint that is not what this command would train.
+
+    Raises:
+        InputError: it was trained from something else; the message names it.
+    """
+    from emlens.foundation.errors import InputError
+    from emlens.foundation.provenance import differences
     from emlens.models.checkpoint_files import checkpoint_hashes
 
     hashes = checkpoint_hashes(job.model)
@@ -233,7 +240,12 @@ def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool
     of_checkpoint["data"] = (record["data"] or {}).get("sha256")
     recorded = record["parent"] or {}
     of_checkpoint["parent"] = {kind: recorded.get(kind) for kind in hashes}
-    return of_checkpoint == of_command
+    changed = differences(of_checkpoint, of_command)
+    if changed:
+        raise InputError(
+            f"out={str(job.out)!r} is there already; pass a new directory"
+            f" (it was trained with another {', '.join(changed)})"
+        )
 
 
 def _last_loss(path: Path) -> float:

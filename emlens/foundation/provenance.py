@@ -90,3 +90,25 @@ def qualified_name(value: Any) -> str:
 
 def hash_json(value: Any) -> str:
     return sha256_text(canonical_json(value))
+
+
+def hashes_by_name(value: Any, depth: int = 2) -> dict[str, str]:
+    """Short hashes of what a mapping holds, by dotted names: `{"config.seed": "5feceb66ffc8"}`.
+
+    Args:
+        depth: of mappings in mappings; what lies deeper has one hash with its holder.
+    """
+    if not isinstance(value, Mapping):
+        return {"": hash_json(value)[:12]}
+    hashes = {}
+    for key, part in value.items():
+        inner = hashes_by_name(part, depth - 1) if depth > 1 else {"": hash_json(part)[:12]}
+        for name, digest in inner.items():
+            hashes[f"{key}.{name}" if name else str(key)] = digest
+    return hashes
+
+
+def differences(first: Any, second: Any, depth: int = 2) -> list[str]:
+    """Names of what differs between two JSON-ready mappings, sorted (`hashes_by_name`)."""
+    one, other = hashes_by_name(first, depth), hashes_by_name(second, depth)
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

@@ -24,7 +24,7 @@ from emlens.foundation.provenance import hash_json
 from emlens.judging.answer_file import (
     AnswerFile,
     DrawnAnswer,
-    Others,
+    OtherAnswers,
     answer_file,
     blank_answers,
 )
@@ -51,7 +51,7 @@ def sample_answers(
     progress: bool = True,
     *,
     thinking: Thinking = None,
-    others: Others = "refuse",
+    others: OtherAnswers = "refuse",
     batch_tokens: int = GENERATION_TOKENS,
 ) -> Answers:
     """Draw answers to every paraphrase of every question, under any active intervention.
@@ -72,7 +72,8 @@ def sample_answers(
             answer, also where the template opens one or the answer begins with `<think>`; an answer
             whose thought did not end is empty.
         others: with `"keep"`, `out` may hold answers that this call would not draw: they stay
-            there, and the file serves further questions, samples and settings.
+            there, and the file serves further questions, samples and settings. With `"other ids"`
+            only those of other models, questions and sample numbers stay.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
         max_new_tokens: length of an answer at most, with its thought.
 
