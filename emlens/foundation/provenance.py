@@ -98,13 +98,12 @@ def hashes_by_name(value: Any, depth: int = 2) -> dict[str, str]:
     Args:
         depth: of mappings in mappings; what lies deeper has one hash with its holder.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or depth == 0:
         return {"": hash_json(value)[:12]}
     hashes = {}
     for key, part in value.items():
-        inner = hashes_by_name(part, depth - 1) if depth > 1 else {"": hash_json(part)[:12]}
-        for name, digest in inner.items():
-            hashes[f"{key}.{name}" if name else str(key)] = digest
+        for name, digest in hashes_by_name(part, depth - 1).items():
+            hashes[f"{key}.{name}".rstrip(".")] = digest
     return hashes
 
 

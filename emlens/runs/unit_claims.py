@@ -241,7 +241,9 @@ def _owner(path: Path) -> dict[str, Any]:
     """
     claim = _read(path)
     digest = claim.pop(_CHECKSUM, None)
-    return claim if digest == sha256_text(canonical_json(claim)) else {}
+    if digest != sha256_text(canonical_json(claim)):
+        return {}
+    return claim
 
 
 def _read(path: Path) -> dict[str, Any]:
