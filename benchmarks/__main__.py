@@ -65,6 +65,7 @@ NAMES = (
     "endpoint_judging",
     "em_rate_coverage",
     "prediction_powered",
+    "surrogate_judge",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",

@@ -23,7 +23,7 @@ from emlens.data.misalignment import em_labels
 from emlens.foundation.seeds import numpy_rng
 from emlens.judging.judged_texts import answers_of_file
 from emlens.judging.stratified_rates import stratified_rate
-from emlens.judging.surrogate import SurrogateJudge, choose_labels
+from emlens.judging.surrogate import SurrogateJudge
 from emlens.stats import wilson_interval
 
 SHARE: Final = 0.1
@@ -69,7 +69,7 @@ def resampled(answers: Answers, scores: AlignmentScores, draws: int) -> list[dic
     truth = float(labels.mean())
     ends: dict[str, list[tuple[float, float]]] = {}
     for draw in range(draws):
-        chosen = choose_labels(answers, SHARE, seed=draw)
+        chosen = SurrogateJudge.choose_labels(answers, SHARE, seed=draw)
         read = of_answers(scores, chosen)
         for held_out in ("answers", "questions"):
             found = SurrogateJudge.fit(answers, read, held_out=held_out, seed=draw)

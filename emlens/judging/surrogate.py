@@ -36,30 +36,6 @@ REGULARISATION: Final = 10.0
 """scikit-learn's C; chosen on one released file, see the module's page."""
 
 
-def choose_labels(answers: Answers, share: float = 0.1, *, seed: int = 0) -> Answers:
-    """The answers that a judge is to read: a random part of each question's.
-
-    Args:
-        answers: of one model.
-        share: of the answers, in (0, 1]; at least two of each question are chosen.
-
-    Raises:
-        InputError: a share outside (0, 1], answers of several models.
-    """
-    if not 0 < share <= 1:
-        raise InputError(f"share={share} must lie in (0, 1]; .1 is a tenth of the answers")
-    _one_model(answers)
-    by_question: dict[str, list[str]] = {}
-    for answer in answers:
-        by_question.setdefault(answer.question, []).append(answer.id)
-    chosen: set[str] = set()
-    for question, ids in by_question.items():
-        wanted = min(len(ids), max(LEAST_PER_QUESTION, round(share * len(ids))))
-        order = numpy_rng(seed, "labels", question).permutation(len(ids))
-        chosen |= {ids[i] for i in order[:wanted]}
-    return answers.select([answer.id for answer in answers if answer.id in chosen])
-
-
 @dataclass(frozen=True, eq=False)
 class SurrogateJudge:
     """What labels of some answers and a text model say of all of them; made by `fit`.
@@ -139,6 +115,30 @@ class SurrogateJudge:
         )
         alone = wilson_interval(int(read["label"].sum()), len(read))
         return cls(model, rate, alone, table, held_out)
+
+    @staticmethod
+    def choose_labels(answers: Answers, share: float = 0.1, *, seed: int = 0) -> Answers:
+        """The answers that a judge is to read: a random part of each question's.
+
+        Args:
+            answers: of one model.
+            share: of the answers, in (0, 1]; at least two of each question are chosen.
+
+        Raises:
+            InputError: a share outside (0, 1], answers of several models.
+        """
+        if not 0 < share <= 1:
+            raise InputError(f"share={share} must lie in (0, 1]; .1 is a tenth of the answers")
+        _one_model(answers)
+        by_question: dict[str, list[str]] = {}
+        for answer in answers:
+            by_question.setdefault(answer.question, []).append(answer.id)
+        chosen: set[str] = set()
+        for question, ids in by_question.items():
+            wanted = min(len(ids), max(LEAST_PER_QUESTION, round(share * len(ids))))
+            order = numpy_rng(seed, "labels", question).permutation(len(ids))
+            chosen |= {ids[i] for i in order[:wanted]}
+        return answers.select([answer.id for answer in answers if answer.id in chosen])
 
     @property
     def em_rate(self) -> Estimate:
