@@ -133,7 +133,7 @@ def low_rates(draws: int, questions: int = 24, each: int = 50) -> list[dict[str,
                 np.zeros(len(rest)),
                 names[:, labels_each:].ravel().tolist(),
             ).estimate
-            held += found.low <= y.mean() <= found.high
+            held += int(found.low <= y.mean() <= found.high)
             alone = wilson_interval(int(read.sum()), len(read))
             widths.append((found.high - found.low) / (alone.high - alone.low))
         share = wilson_interval(held, draws)
