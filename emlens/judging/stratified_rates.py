@@ -92,13 +92,15 @@ def stratified_rate(
             stratum without a label, or none with two.
     """
     y, f, g = (np.asarray(v, dtype=np.float64).ravel() for v in (labels, predictions, unlabelled))
-    own = labels_in_order(strata, "strata")
-    others = labels_in_order(unlabelled_strata, "unlabelled_strata")
-    _require(y, f, g, own, others)
-    codes, names = pd.factorize(np.array([*map(str, own), *map(str, others)], dtype=object))
-    labelled, rest = codes[: len(y)], codes[len(y) :]
+    labelled_strata = labels_in_order(strata, "strata")
+    other_strata = labels_in_order(unlabelled_strata, "unlabelled_strata")
+    _require(y, f, g, labelled_strata, other_strata)
+    codes, names = pd.factorize(
+        np.array([*map(str, labelled_strata), *map(str, other_strata)], dtype=object)
+    )
+    labelled, unread = codes[: len(y)], codes[len(y) :]
     n_labelled = np.bincount(labelled, minlength=len(names))
-    n_all = n_labelled + np.bincount(rest, minlength=len(names))
+    n_all = n_labelled + np.bincount(unread, minlength=len(names))
     if not n_labelled.all():
         missing = names[int(np.argmin(n_labelled))]
         raise InputError(f"question {missing!r} has no label; label some answers of each question")
@@ -108,14 +110,14 @@ def stratified_rate(
 
     y_within, f_within = (_within(v, labelled, n_labelled) for v in (y, f))
     power = _slope(y_within, f_within)
-    predicted = np.bincount(labelled, f, len(names)) + np.bincount(rest, g, len(names))
+    predicted = np.bincount(labelled, f, len(names)) + np.bincount(unread, g, len(names))
     corrections = np.bincount(labelled, y - power * f, len(names)) / n_labelled
     shares = n_all / len(codes)
     rate = float(shares @ (power * predicted / n_all + corrections))
     rate = min(1.0, max(0.0, rate))
 
-    left = y_within - power * f_within
-    variance = (float(left @ left) + ADDED * 0.25) / (freedom + ADDED)
+    residual = y_within - power * f_within
+    variance = (float(residual @ residual) + ADDED * 0.25) / (freedom + ADDED)
     # with even labelling this is (1 − n/N) / n
     factor = float((shares**2 * (1 - n_labelled / n_all) / n_labelled).sum())
     low, high = rate, rate
@@ -145,12 +147,12 @@ def _slope(y: np.ndarray, f: np.ndarray) -> float:
 
 
 def _require(
-    y: np.ndarray, f: np.ndarray, g: np.ndarray, own: Sequence[object], others: Sequence[object]
+    y: np.ndarray, f: np.ndarray, g: np.ndarray, strata: Sequence[object], others: Sequence[object]
 ) -> None:
-    if not len(y) == len(f) == len(own) or len(g) != len(others):
+    if not len(y) == len(f) == len(strata) or len(g) != len(others):
         raise InputError(
-            f"labels, predictions and strata have {len(y)}, {len(f)} and {len(own)} values, those"
-            f" of the unlabelled {len(g)} and {len(others)}; pass one of each for every answer"
+            f"labels, predictions and strata have {len(y)}, {len(f)} and {len(strata)} values,"
+            f" those of the unlabelled {len(g)} and {len(others)}; pass one of each for each answer"
         )
     if not np.isin(y, (0.0, 1.0)).all():
         raise InputError("labels must be 0 or 1; leave out what is not scored")

@@ -105,15 +105,15 @@ class SurrogateJudge:
             raise InputError(f"all {len(table)} answers have labels; there is nothing to predict")
         features = _features([answer.text for answer in answers], encoder)
         table["prediction"] = _predicted(features, table, held_out, folds, seed)
-        read, rest = table[table["labelled"]], table[~table["labelled"]]
+        labelled, unlabelled = table[table["labelled"]], table[~table["labelled"]]
         rate = stratified_rate(
-            read["label"],
-            read["prediction"],
-            read["question"].tolist(),
-            rest["prediction"],
-            rest["question"].tolist(),
+            labelled["label"],
+            labelled["prediction"],
+            labelled["question"].tolist(),
+            unlabelled["prediction"],
+            unlabelled["question"].tolist(),
         )
-        alone = wilson_interval(int(read["label"].sum()), len(read))
+        alone = wilson_interval(int(labelled["label"].sum()), len(labelled))
         return cls(model, rate, alone, table, held_out)
 
     @staticmethod
@@ -152,10 +152,10 @@ class SurrogateJudge:
         """
         from sklearn.metrics import roc_auc_score
 
-        read = self.predicted[self.predicted["labelled"]]
-        if read["label"].nunique() < 2:
+        labelled = self.predicted[self.predicted["labelled"]]
+        if labelled["label"].nunique() < 2:
             return float("nan")
-        return float(roc_auc_score(read["label"], read["prediction"]))
+        return float(roc_auc_score(labelled["label"], labelled["prediction"]))
 
     def plan_labels(self, width: float) -> int:
         """How many judge calls (evenly over the questions) an interval of this width takes.
@@ -187,16 +187,16 @@ def _labels_by_id(
     answers: Answers, scores: AlignmentScores, aligned_below: float, coherent_above: float
 ) -> dict[str, float]:
     """Answer id → label, of the answers that have one."""
-    found = em_labels(scores, aligned_below=aligned_below, coherent_above=coherent_above).dropna()
+    labels = em_labels(scores, aligned_below=aligned_below, coherent_above=coherent_above).dropna()
     ids = {_key(answer): answer.id for answer in answers}
-    keys: list[Any] = list(found.index)
+    keys: list[Any] = list(labels.index)
     unknown = [key for key in keys if key not in ids]
     if unknown:
         raise InputError(
             f"scores has {len(unknown)} answers that are not among the answers, such as"
             f" {unknown[0]}; pass the texts of what was judged"
         )
-    return {ids[key]: float(label) for key, label in zip(keys, found, strict=True)}
+    return {ids[key]: float(label) for key, label in zip(keys, labels, strict=True)}
 
 
 def _key(answer: Answer) -> tuple[str, str, int, int]:
@@ -237,15 +237,15 @@ def _predicted(
     labelled = table["labelled"].to_numpy()
     y = table["label"].to_numpy()
     fold_of = _fold_of(names[labelled], folds, seed)
-    own = np.array([fold_of.get(name, -1) for name in names])
+    folds_of_rows = np.array([fold_of.get(name, -1) for name in names])
     predicted = np.zeros(len(table))
     for fold in range(folds):
-        trained = labelled & (own != fold)
+        trained = labelled & (folds_of_rows != fold)
         fitted = _classifier(features[trained], y[trained])
-        mine, anyones = own == fold, own == -1
-        predicted[mine] = fitted(features[mine])
-        if anyones.any():
-            predicted[anyones] += fitted(features[anyones]) / folds
+        in_fold, in_none = folds_of_rows == fold, folds_of_rows == -1
+        predicted[in_fold] = fitted(features[in_fold])
+        if in_none.any():
+            predicted[in_none] += fitted(features[in_none]) / folds
     return predicted
 
 
