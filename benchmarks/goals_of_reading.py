@@ -66,6 +66,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
     ),
     (
         "shared_work",
+        "capture of a parent and its adapter on the upper half of SmolLM2's blocks ÷ two captures",
+        (Goal("≤", ".8"),),
+        lambda v: number(v["pair"]["ratio"], ".2f"),
+    ),
+    (
+        "shared_work",
         "local judge, prompts of about 200 tokens: passes over its prompt for a verdict",
         (Goal("≤", "1.3"),),
         lambda v: number(v["judge"]["prefills_per_verdict"], ".2f"),

@@ -37,7 +37,7 @@ SETS = {
     "general": "em-generalization/general_200.jsonl",
 }
 BATCH_TOKENS = 2048
-ROUNDS = {"first plot": 2, "general": 1, "pair": 3, "training": 2}
+ROUNDS = {"first plot": 2, "general": 1, "pair": 2, "training": 2}
 COMPARED = 24
 """Rows that are also run whole."""
 GAP = 1e-5
