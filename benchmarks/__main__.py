@@ -11,6 +11,8 @@ NAMES = (
     "capture_speed",
     "capture_memory",
     "shared_work",
+    "scale",
+    "real_sampling",
     "store_speed",
     "store_resume",
     "store_damage",

@@ -83,6 +83,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: number(v["training"]["ratio"], ".2f"),
     ),
     (
+        "scale",
+        "covariance nulls of a fine-tune of 14B's shape (48 layers × 2 positions × 2), CPU minutes",
+        (Goal("≤", "10"),),
+        lambda v: number(v["covariance nulls"]["cpu_s"] / 60, ".1f"),
+    ),
+    (
         "overlap_calibration",
         "permuted-answer fine-tunes called shared by the training null",
         (Goal("≤", ".10"),),

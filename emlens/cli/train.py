@@ -1,7 +1,8 @@
 """`emlens train`: one recipe, or a sweep of them, on a model and a file of chats."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,6 +180,13 @@ def _run_config(job: _Job, epochs: float, layers: list[int] | None) -> "RunConfi
     return RunConfig(recipe=preset(job.recipe, rows=len(job.chats), epochs=epochs, **changes))
 
 
+def _saving_of(saving: "Saving", config: "RunConfig") -> "Saving":
+    """Several processes keep no state to resume from."""
+    if config.parallel is None:
+        return saving
+    return replace(saving, resume_every=None)
+
+
 def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     from emlens.training import fit
     from emlens.training.fitting import LOG, SIDECAR, read_record
@@ -193,9 +201,12 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
             job.out,
             objectives=config.objectives,
             progress=job.progress,
-            saving=job.saving,
+            saving=_saving_of(job.saving, config),
+            parallel=config.parallel,
             device=job.device,
         )
+    if config.parallel is not None and os.environ.get("RANK", "0") != "0":
+        return  # the first process says it
     record = read_record(job.out)
     result = {
         "out": str(job.out),
