@@ -81,6 +81,7 @@ NAMES = (
     "training_resume",
     "report_cost",
     "site_search",
+    "ten_tasks",
 )
 
 
