@@ -80,6 +80,7 @@ NAMES = (
     "defences",
     "training_resume",
     "report_cost",
+    "wheel",
     "site_search",
     "ten_tasks",
 )
