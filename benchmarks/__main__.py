@@ -11,6 +11,8 @@ NAMES = (
     "capture_speed",
     "capture_memory",
     "shared_work",
+    "scale",
+    "real_sampling",
     "store_speed",
     "store_resume",
     "store_damage",
@@ -32,9 +34,9 @@ NAMES = (
     "served_adapters",
     "bombs",
     "two_writers",
+    "kills",
     "layers_positions",
     "demo",
-    "resume",
     "organism",
     "adapter_lens",
     "adapter_kinds",
@@ -66,6 +68,7 @@ NAMES = (
     "endpoint_judging",
     "em_rate_coverage",
     "prediction_powered",
+    "surrogate_judge",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",
@@ -78,7 +81,9 @@ NAMES = (
     "defences",
     "training_resume",
     "report_cost",
+    "wheel",
     "site_search",
+    "ten_tasks",
 )
 
 

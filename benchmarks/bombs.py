@@ -360,7 +360,7 @@ KINDS: dict[str, Kind] = {
 
 
 @contextmanager
-def _peak() -> Iterator[Callable[[], int]]:
+def peak_above() -> Iterator[Callable[[], int]]:
     """Bytes above what the process held, at most, since the block began (Linux)."""
     return_free_memory()
     Path("/proc/self/clear_refs").write_text("5")
@@ -385,7 +385,7 @@ def defuse(name: str, seed: int, folder: Path) -> dict[str, Any]:
     kind = KINDS[name]
     path = folder / f"bomb.{kind.ending}"
     path.write_bytes(kind.make(random.Random(f"{name} {seed}")))
-    with _peak() as peak:
+    with peak_above() as peak:
         started = _processor_seconds()
         outcome = "read"
         try:

@@ -66,6 +66,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
     ),
     (
         "shared_work",
+        "capture of a parent and its adapter on the upper half of SmolLM2's blocks ÷ two captures",
+        (Goal("≤", ".8"),),
+        lambda v: number(v["pair"]["ratio"], ".2f"),
+    ),
+    (
+        "shared_work",
         "local judge, prompts of about 200 tokens: passes over its prompt for a verdict",
         (Goal("≤", "1.3"),),
         lambda v: number(v["judge"]["prefills_per_verdict"], ".2f"),
@@ -75,6 +81,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "training ÷ plain peft loop with the same output layer",
         (Goal("≤", "1.0"),),
         lambda v: number(v["training"]["ratio"], ".2f"),
+    ),
+    (
+        "scale",
+        "covariance nulls of a fine-tune of 14B's shape (48 layers × 2 positions × 2), CPU minutes",
+        (Goal("≤", "10"),),
+        lambda v: number(v["covariance nulls"]["cpu_s"] / 60, ".1f"),
     ),
     (
         "overlap_calibration",

@@ -224,6 +224,18 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: number(v["report_bytes"] / 1e6, ".1f"),
     ),
     (
+        "wheel",
+        "files that the wheel lacks, which a fresh environment installed and ran",
+        (Goal("=", "0"),),
+        lambda v: number(len(v["files_missing"]), "d"),
+    ),
+    (
+        "wheel",
+        "there, a miniature of the demonstration, seconds",
+        (),
+        lambda v: number(v["seconds"]["miniature"], ".0f", ", beside ten other processes"),
+    ),
+    (
         "demo",
         "`emlens demo`, seconds on 2 cores",
         (Goal("≤", "240"),),

@@ -15,7 +15,7 @@ from scipy import stats
 
 from benchmarks.records import record, show
 from emlens.foundation.seeds import numpy_rng
-from emlens.judging import prediction_powered_mean
+from emlens.judging.prediction_powered import prediction_powered_mean
 from emlens.stats import wilson_interval
 
 RATES: Final = (0.02, 0.06, 0.1, 0.2, 0.5)

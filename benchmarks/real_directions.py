@@ -2,7 +2,7 @@
 likelier again (necessary); added to the untouched model, does bad advice (sufficient)?
 
 Of each harmful fine-tune of the kept family (`benchmarks.real_kept`). The direction is the mean
-shift at the last prompt token after the middle block, over the last four questions of each domain
+shift at the last prompt token after the middle block, over the last two questions of each domain
 that nobody was trained on; block and position were fixed before looking, so nothing is selected.
 Effects are measured on the first two questions of each domain, in nats of content. A direction is
 removed where attention and MLP write, towards the parent's mean (`evaluation.affine_form`). Beside
@@ -21,6 +21,7 @@ import pandas as pd
 from torch import Tensor
 
 from benchmarks.real_kept import PARENT, KeptFamily, by_domain, by_question, weighed
+from benchmarks.real_spread import PER_DOMAIN
 from benchmarks.records import record
 from emlens.data.advice import TRAINED_DOMAINS
 from emlens.data.questions import QuestionSet
@@ -38,7 +39,7 @@ LAYER: Final = 14
 POSITION: Final = "last_prompt"
 REPORTED: Final = 2
 """The first questions of each domain: effects are measured on them."""
-EXTRACTED: Final = 4
+EXTRACTED: Final = 2
 """The last questions of each domain: directions come from them."""
 DRAWS: Final = 1
 """Of the random direction for each fine-tune; six fine-tunes have six."""
@@ -287,6 +288,6 @@ def main() -> None:
     groups = [
         f"{kind}-{name}" for name in TRAINED_DOMAINS for kind in ("harmful", "benign", "tone")
     ]
-    values = measure(KeptFamily.found(members(groups, SEEDS)))
+    values = measure(KeptFamily.found(members(groups, SEEDS), PER_DOMAIN))
     print(arms_table(values), verdict_table(values), sep="\n\n")
     record("real_directions", list(SEEDS), values)

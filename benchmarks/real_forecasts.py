@@ -1,7 +1,7 @@
 """Could the change of each question have been foreseen from the untouched model, better than from
 the text?
 
-Of the kept family (`benchmarks.real_kept`): the change of content of each of 80 questions, mean
+Of the kept family (`benchmarks.real_kept`): the change of content of each of 40 questions, mean
 over three seeds, against instruct (spread) and against the benign fine-tune (what bad advice adds).
 Predictors are activations of the untouched SmolLM2 at six blocks and two positions; ridge, with
 place and penalty chosen on inner folds. Held out are questions, and then whole domains. Baselines
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.real_kept import PARENT, KeptFamily
+from benchmarks.real_spread import PER_DOMAIN
 from benchmarks.records import record
 from emlens.activations import Activations, capture
 from emlens.data.advice import TRAINED_DOMAINS
@@ -212,7 +213,7 @@ def seeds_table(values: Mapping[str, Any]) -> str:
 
 def main() -> None:
     groups = [f"{kind}-{name}" for name in TRAINED_DOMAINS for kind in ("harmful", "benign")]
-    kept = KeptFamily.found(members(groups, SEEDS))
+    kept = KeptFamily.found(members(groups, SEEDS), PER_DOMAIN)
     values = measure(kept, load("gemma3-270m"))
     print(forecasts_table(values), baselines_table(values), seeds_table(values), sep="\n\n")
     record("real_forecasts", list(SEEDS), values)

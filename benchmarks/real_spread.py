@@ -179,7 +179,7 @@ def beside(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[st
     rows: list[dict[str, Any]] = []
     columns = ["content", "informed", "generic"]
     before = kept.informed(PARENT).groupby("group", sort=False)[columns].mean()
-    for kind, names in _members_of(kept, trained, seeds):
+    for kind, names in _members_of(kept, trained, seeds, KINDS):
         row: dict[str, Any] = {"trained": trained, "kind": kind, "seeds": len(names)}
         after = [kept.informed(name).groupby("group", sort=False)[columns].mean() for name in names]
         for column in columns:
@@ -190,10 +190,10 @@ def beside(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[st
 
 
 def _members_of(
-    kept: KeptFamily, trained: str, seeds: Sequence[int]
+    kept: KeptFamily, trained: str, seeds: Sequence[int], kinds: Sequence[str] = (*KINDS, *HELD)
 ) -> Iterator[tuple[str, list[str]]]:
     """Kind → names, of those kinds that are there with all of the seeds."""
-    for kind in (*KINDS, *HELD):
+    for kind in kinds:
         names = [_name(kind, trained, seed) for seed in seeds]
         if set(names) <= set(kept.names):
             yield kind, names

@@ -37,7 +37,7 @@ SETS = {
     "general": "em-generalization/general_200.jsonl",
 }
 BATCH_TOKENS = 2048
-ROUNDS = {"first plot": 2, "general": 1, "pair": 3, "training": 2}
+ROUNDS = {"first plot": 2, "general": 1, "pair": 2, "training": 2}
 COMPARED = 24
 """Rows that are also run whole."""
 GAP = 1e-5
@@ -294,6 +294,15 @@ def costs_table(values: Mapping[str, Any]) -> str:
         way = "one pass over its prompt"
         rows.append((step, way, judge["prefills_per_verdict"], "shared_work"))
         rows.append(("the same: CPU time", way, judge["cpu_over_prefills"], "shared_work"))
+    nulls = _values("scale")["covariance nulls"]
+    rows.append(
+        (
+            f"a covariance null of {nulls['rows']} rows, d = {nulls['d']:,}",
+            "from the covariance (d, d)",
+            nulls["cpu_s_of_one"] / nulls["cpu_s_of_one_from_covariance"],
+            "scale",
+        )
+    )
     trained = values.get("training")
     if trained is not None:
         step = "training, LoRA on four modules"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import ten_tasks
 from emlens import organisms
 from emlens.organisms.loading import SHIPPED
 
@@ -68,6 +69,7 @@ def stage(folder: Path) -> Path:
     for name, of in FINETUNES.items():
         _chats(folder / "data" / f"{name.replace('-', '_')}.jsonl", shipped.training_prompts[of])
     _chats(folder / "data" / "neutral.jsonl", shipped.neutral_prompts)
+    ten_tasks.write_judged(folder / "data" / "judged.csv")
     return folder
 
 

@@ -22,7 +22,6 @@ from benchmarks import (
     organism,
     organism_directions,
     planted_directions,
-    resume,
     store_damage,
     store_resume,
     store_speed,
@@ -175,15 +174,6 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
         "forecast_p_max",
     ]
     assert table[[*measures, "restoration_low", "restoration_high"]].notna().all(axis=None)
-
-
-@pytest.mark.slow  # tests/studies/test_running.py kills a study three times
-def test_a_killed_study_finishes_with_the_same_bytes(tmp_path: Path) -> None:
-    import tiny_family
-
-    config = tiny_family.build(tmp_path, study="delta_overlap")
-    found = resume.measure(config, 1, tmp_path, seed=3)
-    assert found["same_bytes"] == found["kills"] == 1
 
 
 def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:

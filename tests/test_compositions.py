@@ -20,7 +20,9 @@ from emlens import directions, evaluation, figures, geometry, interventions
 from emlens.data import PromptSet, QuestionSet
 from emlens.evaluation.arms import Arm
 from emlens.evaluation.selecting import score_candidates
+from emlens.foundation.errors import InputError
 from emlens.foundation.notebooks import Picture
+from emlens.foundation.shapes import require_ndim
 from emlens.geometry import Direction
 from emlens.probes import Design
 from emlens.results import Plot
@@ -229,3 +231,41 @@ def test_one_row_a_table_is_drawn(chain: Chain, direction: Direction) -> None:
     assert "no coefficient" in doses[:0].plot().layout.annotations[0].text
     judged = emlens.score_by_likelihood(chain.instruct, chain.questions)
     assert replace(judged).plot("coherent").data
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_people_have_is_taken_or_refused_in_a_line(chain: Chain, direction: Direction) -> None:
+    answers = emlens.sample_answers(chain.bad, ["w1 w2", "w3"], samples=1, max_new_tokens=2)
+    assert [answer.question for answer in answers] == ["0", "1"]
+    acts = emlens.capture(chain.instruct, chain.questions)
+    forecast = emlens.cross_validate_forecast(acts, list(range(len(acts))), design=QUICK)
+    wrong: list[tuple[Any, str]] = [
+        (lambda: emlens.extract_directions(chain.bad, ["w1"], ["w2"]), "answers is a list; pass"),
+        (
+            lambda: emlens.extract_directions(chain.bad, answers, [1.0]),
+            "scores is a list; pass AlignmentScores",
+        ),
+        (lambda: emlens.token_view(chain.bad, torch.ones(32), "w1"), "direction is a Tensor"),
+        (
+            lambda: evaluation.dose_response(chain.bad, chain.questions, "up", [1]),
+            "edit is a str; pass a Direction, or a function of the coefficient",
+        ),
+    ]
+    for call, words in wrong:
+        with pytest.raises(InputError, match=words):
+            call()
+    with pytest.raises(InputError, match="direction is a Forecast; pass its direction"):
+        require_ndim(forecast, 1, "direction", "")
+    with pytest.raises(InputError, match=r"vectors is a Activations; pass one site of it"):
+        require_ndim(acts, 2, "vectors", "")
+
+
+def test_a_family_takes_paths_as_they_come(chain: Chain, tmp_path: Path) -> None:
+    adapter = tiny_models.build_adapter(tmp_path / "mine", chain.parent, seed=3)
+    assert emlens.load_family(chain.parent, finetuned=adapter).names == ["instruct", "mine"]
+    listed = emlens.load_family(chain.parent, finetuned=[emlens.FineTune(adapter, benign=True)])
+    assert listed.specs["mine"].benign
+    with pytest.raises(InputError, match="finetuned has two paths that end in 'mine'"):
+        emlens.load_family(chain.parent, finetuned=[adapter, str(adapter)])
+    with pytest.raises(InputError, match="finetuned holds a int; pass name → path"):
+        emlens.load_family(chain.parent, finetuned=[3])

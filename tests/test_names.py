@@ -234,3 +234,15 @@ def test_a_wrong_word_on_the_command_line_is_answered(
         main()
     assert ended.value.code == 2
     assert meant in capsys.readouterr().err
+
+
+def test_a_study_without_models_and_with_a_wrong_name_says_both(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: overvew\n")
+    with pytest.raises(InputError) as raised:
+        read_config(path)
+    message = str(raised.value)
+    assert "study 'overvew' is unknown; did you mean 'overview'?; and family is missing" in message
+    path.write_text("study: overview\n")
+    with pytest.raises(InputError, match="field 'configuration': family is missing"):
+        read_config(path)

@@ -13,9 +13,13 @@ import pytest
 from nbclient import NotebookClient
 
 from benchmarks import notebooks
+from emlens.foundation.errors import LoadError
+from emlens.real import find
 
 NOTEBOOKS = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
 RELEASED = "06_from_released_data"
+REAL = "07_a_real_model"
+"""Trains on a real model for two minutes, so it runs with the slow tests, where there is one."""
 MINUTE = 60.0
 
 
@@ -25,11 +29,32 @@ def shown(notebook: Any) -> str:
     return "\n".join(notebooks.said(notebooks.kept(cell)) for cell in cells)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+QUICK = [path for path in NOTEBOOKS if path.stem != REAL]
+
+
+@pytest.mark.parametrize("path", QUICK, ids=[path.stem for path in QUICK])
 def test_notebook_gives_what_is_stored(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EMLENS_RELEASED_DATA", raising=False)  # what a clone has
+    fresh = run_as_stored(path, tmp_path)
+    if path.stem == RELEASED:
+        assert "Nothing below is a finding" in shown(fresh)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_real_model_gives_what_is_stored(
+    real_models: Path, tmp_path: Path
+) -> None:
+    try:
+        find("smollm2", real_models)
+    except LoadError as reason:
+        pytest.skip(str(reason))
+    run_as_stored(notebooks.NOTEBOOKS / f"{REAL}.ipynb", tmp_path)
+
+
+def run_as_stored(path: Path, tmp_path: Path) -> Any:
+    """The notebook run anew, after a comparison with what is stored in it."""
     stored = nbformat.read(path, as_version=4)
     fresh = notebooks.run(path, tmp_path)
     for number, (old, new) in enumerate(zip(stored.cells, fresh.cells, strict=True)):
@@ -37,8 +62,7 @@ def test_notebook_gives_what_is_stored(
             before, now = notebooks.said(old.outputs), notebooks.said(notebooks.kept(new))
             again = f"cell {number}; store it anew: python -m benchmarks.notebooks {path.stem}"
             assert notebooks.same(before, now), f"{again}\n{before}\n---\n{now}"
-    if path.stem == RELEASED:
-        assert "Nothing below is a finding" in shown(fresh)
+    return fresh
 
 
 @pytest.mark.parametrize(
@@ -67,8 +91,10 @@ def test_released_files_are_read_where_they_are(
     assert "Pearson 0.887" in said and "16.2" in said and "20.5" in said
 
 
-def test_there_are_six_and_each_teaches() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_each_has_a_number_and_a_page_and_teaches() -> None:
+    assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS) >= 8
+    pages = (notebooks.ROOT / "mkdocs.yml").read_text("utf-8")
+    assert [p.stem for p in NOTEBOOKS if f"notebooks/{p.stem}.md" not in pages] == []
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")

@@ -71,7 +71,9 @@ def _read_batch(
     rows = [plan.rows.rendered(i) for i in index]
     shared = plan.layout.shared_by(index[0])
     batch = pad(rows, index, model.pad_id, "right", model.device, shared)
-    known = None if trunk is None else trunk.known(batch, plan.keys)
+    known = None
+    if trunk is not None:
+        known = trunk.known(batch, plan.keys)
     values: dict[Key, Tensor] = dict(known or {})
     reduction = Reduction(batch, plan.rows, plan.positions, plan.dtype)
 

@@ -92,7 +92,9 @@ class CaptureJob:
         if plan.share_trunk and len(models) > 1:
             job._trunk = SharedTrunk.of(models)
         for name, model in models.items():
-            trunk = None if job._trunk is None else job._trunk.record(name)
+            trunk = None
+            if job._trunk is not None:
+                trunk = job._trunk.record(name)
             provenance = capture_provenance(model, plan, prompts_sha256, trunk)
             if name in stores:
                 job._checked_weights.add((id(model), model.weight_versions()))

@@ -14,8 +14,16 @@ from pathlib import Path
 from emlens.activations.capture_job import CaptureJob
 from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
 from emlens.activations.capture_spec import CaptureSpec, PositionsLike, SitesLike, spec_of
+from emlens.activations.kept_captures import (
+    KeptCaptures,
+    active_captures,
+    capture_key,
+    copied,
+    of_alone,
+)
 from emlens.activations.memory import Activations
 from emlens.data.prompt_inputs import PromptsLike, as_prompts
+from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.models.hooked import HookedModel
 from emlens.models.widening import computing_in
@@ -105,6 +113,52 @@ def capture_many(
         InputError: also where two models' tokenizers give a prompt different ids.
     """
     spec = spec_of(spec, sites=sites, layers=layers, positions=positions)
+    kept = active_captures()
+    if kept is None or stores:
+        return _capture_now(models, prompts, spec, stores, progress)
+    return _from_kept(kept, models, as_prompts(prompts), spec, progress)
+
+
+def _from_kept(
+    kept: KeptCaptures,
+    models: Mapping[str, HookedModel],
+    prompts: PromptSet,
+    spec: CaptureSpec,
+    progress: bool,
+) -> dict[str, Activations]:
+    """What is kept already, and a capture of the models of which nothing is."""
+    alike = all(model.no_sharing is None for model in models.values())
+    keys = {name: capture_key(model, prompts, spec, alike) for name, model in models.items()}
+    found = {}
+    for name, model in models.items():
+        activations = kept.get(keys[name], model)
+        if activations is not None:
+            found[name] = activations
+    missing = {name: model for name, model in models.items() if name not in found}
+    if missing:
+        made = _capture_now(missing, prompts, of_alone(spec, alike), None, progress)
+        if found and not _same_batches([*found.values(), *made.values()]):
+            # a batch was cut, or the ids are others, which is refused there
+            found, made = {}, _capture_now(models, prompts, spec, None, progress)
+        for name, activations in made.items():
+            kept.add(keys[name], models[name], activations)
+        found |= made
+    return {name: copied(found[name]) for name in models}
+
+
+def _same_batches(captures: Sequence[Activations]) -> bool:
+    """Whether captures ran the same tokens in the same batches."""
+    names = ("rendered_sha256", "layout_sha256")
+    return len({tuple(each.provenance[name] for name in names) for each in captures}) == 1
+
+
+def _capture_now(
+    models: Mapping[str, HookedModel],
+    prompts: PromptsLike,
+    spec: CaptureSpec,
+    stores: Mapping[str, str | Path] | None,
+    progress: bool,
+) -> dict[str, Activations]:
     job = plan_capture(models, prompts, spec, stores=stores)
     title = f"capture {len(job.plan.rows)} prompts × {len(models)} models"
     batches = sum(job.batch_count(unit) for unit in job.units)

@@ -28,9 +28,9 @@ from emlens.activations.shards import (
 from emlens.activations.store import MANIFEST, PLAN, ROWS, require_store_directory
 from emlens.activations.token_rows import TokenRows
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import read_json, write_bytes
+from emlens.foundation.files import one_line, read_json, write_bytes
 from emlens.foundation.positions import AllTokens, Chosen, Index, Last, Position, Span
-from emlens.foundation.provenance import hash_json
+from emlens.foundation.provenance import differences, hash_json
 from emlens.foundation.sites import Site
 
 
@@ -96,7 +96,8 @@ def begin_store(directory: Path, record: Mapping[str, Any], rows_file: bytes) ->
             raise IntegrityError(f"{directory}: {OTHER_WEIGHTS}")
         raise IntegrityError(
             f"{directory}: holds a store begun for another model, prompt set, site,"
-            " position or library version; pass an empty directory"
+            f" position or library version (differs in {_differing(existing, record)});"
+            " pass an empty directory"
         )
     if _is_damaged(directory / ROWS, record["rows"]):
         write_bytes(directory / ROWS, rows_file)
@@ -107,6 +108,11 @@ def _differ_in_weights_alone(existing: Mapping[str, Any], record: Mapping[str, A
     weights = {WEIGHTS: record["provenance"].get(WEIGHTS)}
     provenance = {**existing.get("provenance", {}), **weights}
     return hash_json({**existing, "provenance": provenance}) == hash_json(dict(record))
+
+
+def _differing(existing: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    names = [name.removeprefix("provenance.") for name in differences(existing, record)]
+    return one_line(", ".join(names))
 
 
 def _is_damaged(path: Path, record: Mapping[str, Any]) -> bool:

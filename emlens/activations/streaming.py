@@ -213,7 +213,9 @@ def _provenance(
 ) -> dict[str, Any]:
     records = {}
     for name, model in models.items():
-        of_trunk = trunk.record("after") if trunk is not None and name == "model" else None
+        of_trunk = None
+        if trunk is not None and name == "model":
+            of_trunk = trunk.record("after")
         provenance = capture_provenance(model, plan, prompts_sha256, of_trunk)
         records[name] = with_layout(provenance, layout)
     if "minus" not in models:

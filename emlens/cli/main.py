@@ -5,6 +5,7 @@ codes together.
 """
 
 import errno
+import os
 import sys
 import traceback
 import warnings
@@ -74,13 +75,28 @@ app.add_typer(screen.app, name="screen")
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
     1: "done, but a check failed: a published number is off, a backend differs, a store is damaged",
-    2: "bad input, or an endpoint that failed, in one line on stderr; what was finished is kept",
+    2: "bad input, a failing endpoint, or files that are full, read-only or gone, in one line on"
+    " stderr; what was finished is kept",
     70: "a defect of emlens or a machine's failure, with its traceback",
     130: "interrupted; the same command goes on from where it was",
 }
 INTERRUPTED = EXIT_CODES[130]
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What a file system answers where a user may not read or write."""
+READABLE = "pass a path that can be read and written"
+ROOM = "make room there; the same command goes on from what is finished"
+GONE = "it was there when the command began; the same command goes on from what is left"
+REMEDIES: Mapping[int, str] = {
+    errno.EACCES: READABLE,
+    errno.EPERM: READABLE,
+    errno.EROFS: READABLE,
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM,
+    errno.ENOENT: GONE,
+    errno.ENOTDIR: GONE,
+    errno.ESTALE: GONE,
+    errno.EIO: GONE,
+}
+"""What a file system answers where a user can help, and how."""
 
 
 def _version(shown: bool) -> None:
@@ -123,11 +139,24 @@ def main() -> None:
             typer.echo(INTERRUPTED, err=True)
         raise
     except OSError as error:
-        if error.errno not in FORBIDDEN:
-            _report_defect()
-        _refuse(f"{error.filename}: {error.strerror}; pass a path that can be read and written")
-    except Exception:
+        _refuse_file(error)
+    except Exception as error:
+        if _is_full_disk(error):
+            _refuse(f"while writing: {error}; {ROOM}")
         _report_defect()
+
+
+def _refuse_file(error: OSError) -> NoReturn:
+    """One line about what a file system refused, where a user can help."""
+    remedy = REMEDIES.get(error.errno or 0)
+    if remedy is None or (remedy == GONE and error.filename is None):
+        _report_defect()
+    _refuse(f"{error.filename or 'while writing'}: {error.strerror}; {remedy}")
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a library that writes weights found no room, which it says in words alone."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EFBIG))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -77,7 +77,7 @@ def sample(
             seed=seed,
             out=out,
             thinking=_thinking(values),
-            others="keep",
+            others="other ids",
             **{key: values[key] for key in ("batch_tokens",) if key in values},
         )
         drawn[name] = _summary(answers, time.monotonic() - start)

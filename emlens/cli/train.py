@@ -1,7 +1,8 @@
 """`emlens train`: one recipe, or a sweep of them, on a model and a file of chats."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,12 +180,20 @@ def _run_config(job: _Job, epochs: float, layers: list[int] | None) -> "RunConfi
     return RunConfig(recipe=preset(job.recipe, rows=len(job.chats), epochs=epochs, **changes))
 
 
+def _saving_of(saving: "Saving", config: "RunConfig") -> "Saving":
+    """Several processes keep no state to resume from."""
+    if config.parallel is None:
+        return saving
+    return replace(saving, resume_every=None)
+
+
 def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     from emlens.training import fit
     from emlens.training.fitting import LOG, SIDECAR, read_record
 
-    is_finished = (job.out / SIDECAR).is_file()
-    if not is_finished or not _is_same_run(read_record(job.out), job, config):
+    if (job.out / SIDECAR).is_file():
+        _require_same_run(read_record(job.out), job, config)
+    else:
         fit(
             config.recipe,
             job.model,
@@ -192,9 +201,12 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
             job.out,
             objectives=config.objectives,
             progress=job.progress,
-            saving=job.saving,
+            saving=_saving_of(job.saving, config),
+            parallel=config.parallel,
             device=job.device,
         )
+    if config.parallel is not None and os.environ.get("RANK", "0") != "0":
+        return  # the first process says it
     record = read_record(job.out)
     result = {
         "out": str(job.out),
@@ -215,8 +227,14 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     print_line(f"checkpoint: {job.out}")
 
 
-def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool:
-    """Whether a finished checkpoint is what this command would train."""
+def _require_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> None:
+    """Refuse a finished checkpoint that is not what this command would train.
+
+    Raises:
+        InputError: it was trained from something else; the message names it.
+    """
+    from emlens.foundation.errors import InputError
+    from emlens.foundation.provenance import differences
     from emlens.models.checkpoint_files import checkpoint_hashes
 
     hashes = checkpoint_hashes(job.model)
@@ -233,7 +251,12 @@ def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool
     of_checkpoint["data"] = (record["data"] or {}).get("sha256")
     recorded = record["parent"] or {}
     of_checkpoint["parent"] = {kind: recorded.get(kind) for kind in hashes}
-    return of_checkpoint == of_command
+    changed = differences(of_checkpoint, of_command)
+    if changed:
+        raise InputError(
+            f"out={str(job.out)!r} is there already; pass a new directory"
+            f" (it was trained with another {', '.join(changed)})"
+        )
 
 
 def _last_loss(path: Path) -> float:

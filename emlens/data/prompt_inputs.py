@@ -14,7 +14,7 @@ import pandas as pd
 
 from emlens.data.answers import Answers
 from emlens.data.prompts import Prompt, PromptSet, chat_prompt
-from emlens.data.questions import QuestionSet
+from emlens.data.questions import Question, QuestionSet
 from emlens.foundation.errors import InputError
 
 logger = logging.getLogger("emlens")
@@ -71,6 +71,27 @@ def as_prompts(prompts: PromptsLike) -> PromptSet:
         return _from_chats(items)
     kinds = ", ".join(dict.fromkeys(type(item).__name__ for item in items))
     raise InputError(f"prompts holds {kinds}; {_WANTED}")
+
+
+def as_questions(questions: QuestionSet | str | Iterable[str]) -> QuestionSet:
+    """The questions that a call was given: a `QuestionSet`, one text, or several, numbered from 0.
+
+    Raises:
+        InputError: anything else, no text, or a blank one.
+    """
+    if isinstance(questions, QuestionSet):
+        return questions
+    texts: list[Any] = []
+    if isinstance(questions, str):
+        texts = [questions]
+    elif isinstance(questions, Iterable) and not isinstance(questions, Mapping):
+        texts = list(questions)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(
+            f"questions is a {type(questions).__name__}; pass a QuestionSet, a text, or a list of"
+            " texts"
+        )
+    return QuestionSet(Question(str(i), text) for i, text in enumerate(texts))
 
 
 _WANTED = (

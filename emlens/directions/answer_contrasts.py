@@ -20,6 +20,7 @@ from emlens.data.prompts import Prompt
 from emlens.data.scores import AlignmentScores
 from emlens.directions.row_contrasts import MEAN_RESPONSE, Contrasts, Weighting, contrast
 from emlens.directions.row_filters import RowFilter
+from emlens.foundation.choices import require_kind
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
@@ -115,6 +116,8 @@ def contrast_answers(
         InputError: an unknown contrast or unit, a reference that is missing or not used, what
             `RowFilter.choose` and `contrast` refuse.
     """
+    require_kind(answers, Answers, "answers", "Answers; of texts, see direction_from_texts")
+    require_kind(scores, AlignmentScores, "scores", "AlignmentScores of these answers")
     _require_reference(between, reference)
     if unit not in ("question", "answer"):
         raise InputError(

@@ -18,6 +18,7 @@ import pandas as pd
 from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.directions.token_projections import token_projections
 from emlens.figures.labels import printable
+from emlens.foundation.choices import require_kind
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import write_text
 from emlens.foundation.notebooks import in_a_line
@@ -108,6 +109,7 @@ def token_view(
         InputError: a direction of another width, or of `final_norm`, which lies in no block; a
             layer that the model does not have; what `capture` refuses.
     """
+    require_kind(direction, Direction, "direction", "a Direction, which knows its site")
     own = Site.parse(direction.site)
     if own.layer is None:
         raise InputError(
@@ -121,7 +123,9 @@ def token_view(
         )
     blocks = [_block(layer, model) for layer in _as_list(layers, own.layer)]
     table = token_projections(model, direction, as_prompts(chat), list(dict.fromkeys(blocks)))
-    place = str(own) if direction.position is None else f"{own}, {direction.position}"
+    place = str(own)
+    if direction.position is not None:
+        place = f"{own}, {direction.position}"
     return TokenView(table, place, direction.norm)
 
 
@@ -136,7 +140,9 @@ def _as_list(layers: int | Sequence[int] | None, own: int) -> list[int]:
 
 
 def _block(layer: int, model: HookedModel) -> int:
-    block = layer + model.n_layers if layer < 0 else layer
+    block = layer
+    if layer < 0:
+        block = layer + model.n_layers
     if not 0 <= block < model.n_layers:
         raise InputError(
             f"layer {layer} does not exist; {model.name!r} has blocks 0 to {model.n_layers - 1}"
@@ -150,13 +156,17 @@ def _line(layer: object, tokens: pd.DataFrame) -> Iterator[str]:
     largest = float(shown.max()) if len(shown) and shown.max() > 0 else 1.0
     yield f'<p style="white-space:pre-wrap;line-height:1.9">layer {layer}, ± {largest:.3g}: '
     for row in tokens.itertuples(index=False):
-        dim = _DIM if row.prompt else ""
+        dim = ""
+        if row.prompt:
+            dim = _DIM
         text = _text(row.token)
         if row.sink:
             yield _SINK.format(dim=dim, title="attention sink: not coloured", text=text)
             continue
         projection = float(row.projection)  # type: ignore[arg-type]
-        colour = ALONG if projection > 0 else AGAINST
+        colour = AGAINST
+        if projection > 0:
+            colour = ALONG
         share = STRONGEST * abs(projection) / largest
         yield _SPAN.format(
             colour=colour, share=share, dim=dim, title=f"{projection:.3g}", text=text

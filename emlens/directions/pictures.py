@@ -43,7 +43,9 @@ def _rows(contrasts: Contrasts) -> Iterator[dict[str, object]]:
             if means_agree(sums.positive_mean, sums.negative_mean):
                 continue
             cosine = split_half_cosine(sums, splits=SPLITS)
-            kind = f"{site.kind}, " if len(kinds) > 1 else ""
+            kind = ""
+            if len(kinds) > 1:
+                kind = f"{site.kind}, "
             yield {
                 "layer": -1 if site.layer is None else site.layer,
                 "of": f"{kind}{position}",

@@ -77,6 +77,10 @@ def dose_response(
         raise InputError(
             f"coefficients={list(coefficients)} must be at least one finite number, none twice"
         )
+    if not isinstance(edit, Direction) and not callable(edit):
+        raise InputError(
+            f"edit is a {type(edit).__name__}; pass a Direction, or a function of the coefficient"
+        )
     edit_at = _adding(edit) if isinstance(edit, Direction) else edit
     trials = Trials(questions, neutral=neutral, score=score, out=out)
     unedited = trials.scores(model)

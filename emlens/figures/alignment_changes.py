@@ -107,7 +107,7 @@ def _places(rows: pd.DataFrame) -> tuple[list[str], dict[object, float]]:
             heads.append(str(models[0]))
             places[models[0]] = float(row)
             continue
-        heads.append(f"{name}, {len(models)} seeds")
+        heads.append(f"{name} × {len(models)}")
         steps = np.linspace(-SPREAD / 2, SPREAD / 2, len(models))
         places.update({model: row + step for model, step in zip(models, steps, strict=True)})
     return heads, places

@@ -51,10 +51,18 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     _add_blank_cells(figure, cells)
     _add_cells(figure, cells)
+    is_worded = max(len(sources), len(targets)) <= MOST_WORDED
+    if is_worded:
+        height, angle = ROW, 0
+        names = [stacked(name, 9, 24) for name in targets]
+    else:
+        height, angle = LOW_ROW, -90
+        names = [label(name, 24) for name in targets]
     figure.update_xaxes(
         tickvals=list(range(len(targets))),
-        ticktext=[stacked(target, 9, 24) for target in targets],
-        tickangle=0,
+        ticktext=names,
+        tickangle=angle,
+        automargin=True,
         title_text="ablated in",
         showgrid=False,
     )
@@ -70,20 +78,21 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
         coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar}
     )
     figure.update_layout(meta={"rows": {"model": {key(m): i for i, m in enumerate(sources)}}})
-    row = ROW if max(len(sources), len(targets)) <= MOST_WORDED else LOW_ROW
-    apply_layout(figure, 150 + row * len(sources), legend=False)
+    apply_layout(figure, 150 + height * len(sources), legend=False)
     return figure.update_layout(margin={"t": BAR_ROOM})
 
 
 def _cells(transfer: pd.DataFrame, sources: list[object], targets: list[object]) -> _Cells:
     restoration = np.full((len(sources), len(targets)), np.nan)
-    is_worded = max(len(sources), len(targets)) <= MOST_WORDED
+    text_of = _short_text
+    if max(len(sources), len(targets)) <= MOST_WORDED:
+        text_of = _cell_text
     texts = [["–"] * len(targets) for _ in sources]
     boxes = [["no measurement"] * len(targets) for _ in sources]
     for _, row in transfer.iterrows():
         i, j = sources.index(row["direction_of"]), targets.index(row["ablated_in"])
         restoration[i, j] = row["restoration"]
-        texts[i][j] = _cell_text(row) if is_worded else _short_text(row)
+        texts[i][j] = text_of(row)
         boxes[i][j] = (
             f"direction of {label(row['direction_of'])}, ablated in {label(row['ablated_in'])}"
             f"<br>{_box(row)}"
@@ -102,7 +111,9 @@ def _cell_text(row: pd.Series) -> str:
 
 def _short_text(row: pd.Series) -> str:
     """The number alone, where cells are narrow."""
-    return number(row["restoration"], 1) if np.isfinite(row["restoration"]) else "–"
+    if not np.isfinite(row["restoration"]):
+        return "–"
+    return number(row["restoration"], 1)
 
 
 def _box(row: pd.Series) -> str:

@@ -21,3 +21,16 @@ def require_choice(value: object, name: str, choices: object) -> None:
             name=value,
             known=words,
         )
+
+
+def require_kind(value: object, kind: type, name: str, remedy: str) -> None:
+    """Refuse a value of another kind, in one line.
+
+    Args:
+        name: of the argument. remedy: what to pass.
+
+    Raises:
+        InputError: `value` is no `kind`.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is a {type(value).__name__}; pass {remedy}")

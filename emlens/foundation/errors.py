@@ -24,7 +24,7 @@ class NamingError(EmlensError):
     """
 
     def __init__(self, message: str = "", *, name: object = None, known: Iterable[object] = ()):
-        super().__init__(*filter(None, [f"{message}{did_you_mean(name, known)}"]))
+        super().__init__(message + did_you_mean(name, known))
 
 
 class InputError(NamingError, ValueError):

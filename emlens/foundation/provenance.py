@@ -90,3 +90,24 @@ def qualified_name(value: Any) -> str:
 
 def hash_json(value: Any) -> str:
     return sha256_text(canonical_json(value))
+
+
+def hashes_by_name(value: Any, depth: int = 2) -> dict[str, str]:
+    """Short hashes of what a mapping holds, by dotted names: `{"config.seed": "5feceb66ffc8"}`.
+
+    Args:
+        depth: of mappings in mappings; what lies deeper has one hash with its holder.
+    """
+    if not isinstance(value, Mapping) or depth == 0:
+        return {"": hash_json(value)[:12]}
+    hashes = {}
+    for key, part in value.items():
+        for name, digest in hashes_by_name(part, depth - 1).items():
+            hashes[f"{key}.{name}".rstrip(".")] = digest
+    return hashes
+
+
+def differences(first: Any, second: Any, depth: int = 2) -> list[str]:
+    """Names of what differs between two JSON-ready mappings, sorted (`hashes_by_name`)."""
+    one, other = hashes_by_name(first, depth), hashes_by_name(second, depth)
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

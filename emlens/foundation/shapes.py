@@ -12,8 +12,7 @@ def as_float64(value: Tensor, name: str) -> Tensor:
     Raises:
         InputError: not a floating-point tensor, or it holds NaN or infinity.
     """
-    if not isinstance(value, Tensor):
-        raise InputError(f"{name} is a {type(value).__name__}; pass a torch tensor")
+    _require_tensor(value, name)
     if not value.is_floating_point():
         raise InputError(f"{name} has dtype {value.dtype}; pass a floating-point tensor")
     wide = value.detach().to(torch.float64)
@@ -27,8 +26,21 @@ def as_float64(value: Tensor, name: str) -> Tensor:
 
 
 def require_ndim(value: Tensor, at_least: int, name: str, shape: str) -> None:
+    _require_tensor(value, name)
     if value.ndim < at_least:
         raise InputError(f"{name} has shape {tuple(value.shape)}; pass {shape}")
+
+
+def _require_tensor(value: object, name: str) -> None:
+    if isinstance(value, Tensor):
+        return
+    kind = type(value).__name__
+    remedy = "a torch tensor"
+    if kind in ("Activations", "ActivationStore"):
+        remedy = "one site of it, such as acts['resid_post.3']"
+    elif hasattr(type(value), "direction"):
+        remedy = "its direction"
+    raise InputError(f"{name} is a {kind}; pass {remedy}")
 
 
 def require_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:

@@ -107,7 +107,9 @@ class Direction:
         """
         from emlens.geometry.pictures import picture_of_direction
 
-        place = str(self.site) if self.position is None else f"{self.site}, {self.position}"
+        place = str(self.site)
+        if self.position is not None:
+            place = f"{self.site}, {self.position}"
         return picture_of_direction(self.vector, place)
 
     @property

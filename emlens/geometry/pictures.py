@@ -118,7 +118,9 @@ def picture_of_lengths(
     """Median length of the rows with quartiles, length of their mean, and the noise."""
     entries = norms.detach().to(torch.float64).reshape(-1, norms.shape[-1])
     means = mean_norm.detach().to(torch.float64).reshape(-1).tolist()
-    noises = [] if noise_norm is None else noise_norm.detach().double().reshape(-1).tolist()
+    noises: list[float] = []
+    if noise_norm is not None:
+        noises = noise_norm.detach().double().reshape(-1).tolist()
     levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     rows: list[dict[str, object]] = []
     for i, lengths in enumerate(entries):

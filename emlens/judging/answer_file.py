@@ -20,10 +20,13 @@ from emlens.data.readers import json_lines
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.provenance import differences
 from emlens.runs.locks import only_writer
 
 Others = Literal["refuse", "keep"]
 """What is done with answers of a file that a call would not draw: an error, or they stay there."""
+OtherAnswers = Literal["refuse", "keep", "other ids"]
+"""`Others`, or only answers of other ids stay: of other models, questions and sample numbers."""
 
 
 def blank_answers(
@@ -77,7 +80,7 @@ class DrawnAnswer:
 
 @contextmanager
 def answer_file(
-    out: str | Path | None, blank: Mapping[str, Answer], others: Others = "refuse"
+    out: str | Path | None, blank: Mapping[str, Answer], others: OtherAnswers = "refuse"
 ) -> Iterator["AnswerFile"]:
     """An `AnswerFile` that no other process writes to meanwhile: it is held before it is read.
 
@@ -98,7 +101,8 @@ class AnswerFile:
 
     Args:
         others: with `"keep"`, answers that this call would not draw stay in the file, which is then
-            never put in order: one file serves many calls.
+            never put in order: one file serves many calls. With `"other ids"` too, but an answer of
+            this call that was drawn with something else is refused.
 
     Raises:
         IntegrityError: the file holds an answer that this call would not draw.
@@ -106,16 +110,17 @@ class AnswerFile:
     """
 
     def __init__(
-        self, out: str | Path | None, blank: Mapping[str, Answer], others: Others = "refuse"
+        self, out: str | Path | None, blank: Mapping[str, Answer], others: OtherAnswers = "refuse"
     ):
-        require_choice(others, "others", Others)
+        require_choice(others, "others", OtherAnswers)
         self._out = None if out is None else Path(out)
         self._blank = dict(blank)
         self._done: dict[str, Answer] = {}
-        keeps_others = others == "keep"
+        keeps_others = others != "refuse"
         if self._out is not None and self._out.exists():
             for answer in read_answers(self._out, unfinished=True, repeated=keeps_others):
-                if not keeps_others or self._is_wanted(answer):
+                is_checked = others == "refuse" or (others == "other ids" and answer.id in blank)
+                if is_checked or self._is_wanted(answer):
                     self._done[answer.id] = self._checked(answer)
         self._in_order = keeps_others or list(self._done) == list(self._blank)
 
@@ -126,12 +131,20 @@ class AnswerFile:
     def _checked(self, answer: Answer) -> Answer:
         """An answer of the file, in the group that its question has now."""
         if not self._is_wanted(answer):
+            reason = self._reason(answer)
             raise IntegrityError(
                 f"{self._out}: holds answer {one_line(answer.id)!r} that this call would not draw"
-                " (another model, question, template, seed or setting, or more samples);"
-                " pass another file"
+                f" ({reason}); pass another file"
             )
         return replace(answer, group=self._blank[answer.id].group)
+
+    def _reason(self, answer: Answer) -> str:
+        """Why an answer is none of this call."""
+        blank = self._blank.get(answer.id)
+        if blank is None:
+            return "another model, question, template, seed or setting, or more samples"
+        changed = differences(_drawn_with(answer), _drawn_with(blank))
+        return f"it was drawn with another {one_line(', '.join(changed))}"
 
     @property
     def drawn(self) -> list[Answer]:
@@ -182,5 +195,6 @@ class AnswerFile:
         return answers
 
 
-def _drawn_with(answer: Answer) -> tuple[Any, ...]:
-    return answer.seed, answer.messages, dict(answer.meta)
+def _drawn_with(answer: Answer) -> dict[str, Any]:
+    question = [message.to_record() for message in answer.messages]
+    return {**answer.meta, "seed": answer.seed, "question": question}

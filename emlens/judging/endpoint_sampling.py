@@ -21,7 +21,7 @@ from emlens.foundation.seeds import derive_seed
 from emlens.judging.answer_file import (
     AnswerFile,
     DrawnAnswer,
-    Others,
+    OtherAnswers,
     answer_file,
     blank_answers,
 )
@@ -45,7 +45,7 @@ def sample_from_endpoint(
     progress: bool,
     *,
     thinking: Thinking = None,
-    others: Others = "refuse",
+    others: OtherAnswers = "refuse",
 ) -> Answers:
     """`sample_answers` for an endpoint.
 

@@ -36,6 +36,7 @@ from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.stats import wilson_interval
+from emlens.stats.intervals import wilson_bounds
 from emlens.stats.samples import labels_in_order
 
 MIN_LABELLED = 30
@@ -195,7 +196,7 @@ def prediction_powered_mean(
         variance = max(variance, spread.variance(power)) if clusters else spread.variance(power)
         effective = spread.of_labels / variance
         rate = min(max(value, 0.0), 1.0)
-        low, high = _wilson(rate, effective, quantile)
+        low, high = wilson_bounds(rate, effective, quantile)
         method = (
             f"{name}, {100 * level:g} % Wilson interval as of {effective:.0f} labels alone,"
             f" over {sample}"
@@ -212,15 +213,6 @@ def prediction_powered_mean(
     half = quantile * math.sqrt(variance)
     method = f"{name}, {100 * level:g} % t interval over {sample}"
     return Estimate(value, value - half, value + half, units, method), power
-
-
-def _wilson(rate: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval of a rate of n labels, which need not be a whole number."""
-    squared = quantile**2 / n
-    middle = (rate + squared / 2) / (1 + squared)
-    half = math.sqrt(squared * rate * (1 - rate) + squared**2 / 4) / (1 + squared)
-    # the ends of a rate of 0 or 1 are exact, but for rounding
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ ignore `seed`.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emlens.data.answers import Answers
+from emlens.data.prompt_inputs import as_questions
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.templates import Thinking, split_thinking, with_thinking
@@ -24,7 +25,7 @@ from emlens.foundation.provenance import hash_json
 from emlens.judging.answer_file import (
     AnswerFile,
     DrawnAnswer,
-    Others,
+    OtherAnswers,
     answer_file,
     blank_answers,
 )
@@ -42,7 +43,7 @@ Against a kill they are in the file as soon as they end.
 
 def sample_answers(
     model: HookedModel | Endpoint,
-    questions: QuestionSet,
+    questions: QuestionSet | str | Iterable[str],
     samples: int = 50,
     temperature: float = 1.0,
     max_new_tokens: int = 600,
@@ -51,7 +52,7 @@ def sample_answers(
     progress: bool = True,
     *,
     thinking: Thinking = None,
-    others: Others = "refuse",
+    others: OtherAnswers = "refuse",
     batch_tokens: int = GENERATION_TOKENS,
 ) -> Answers:
     """Draw answers to every paraphrase of every question, under any active intervention.
@@ -61,6 +62,7 @@ def sample_answers(
 
     Args:
         model: a model of this process, or an `Endpoint`.
+        questions: a `QuestionSet`; or a text or several, which are asked as they are.
         samples: answers per paraphrase.
         out: a JSONL file; answers in it are kept and only the missing ones drawn. Each records in
             its `meta` what it was drawn with (temperature, length, weights, interventions, the
@@ -72,7 +74,8 @@ def sample_answers(
             answer, also where the template opens one or the answer begins with `<think>`; an answer
             whose thought did not end is empty.
         others: with `"keep"`, `out` may hold answers that this call would not draw: they stay
-            there, and the file serves further questions, samples and settings.
+            there, and the file serves further questions, samples and settings. With `"other ids"`
+            only those of other models, questions and sample numbers stay.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
         max_new_tokens: length of an answer at most, with its thought.
 
@@ -83,6 +86,7 @@ def sample_answers(
             or more samples than asked for, and `others` is `"refuse"`.
         StateError: an endpoint did not give every answer; those that were received are in `out`.
     """
+    questions = as_questions(questions)
     if isinstance(model, Endpoint):
         return sample_from_endpoint(
             model,

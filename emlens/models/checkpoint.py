@@ -90,7 +90,9 @@ class CheckpointModel(HookedModel):
     @property
     def adapter_name(self) -> str | None:
         """What PEFT calls the adapter that is on, a name of its own in the bank; None: none is."""
-        return None if self.adapter is None else self.bank.names[self.adapter]
+        if self.adapter is None:
+            return None
+        return self.bank.names[self.adapter]
 
     def on_tree(self, module: nn.Module) -> Self:
         """A copy of this model on a second tree of modules on its weights, with its own bank."""

@@ -4,7 +4,7 @@ Adapters share one copy of their parent's weights; full checkpoints have weights
 base model has no chat template, so it borrows the instruct model's (recorded in its provenance).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -175,11 +175,17 @@ class Family:
         return self.instruct
 
 
+FineTunes = (
+    Mapping[str, str | Path | FineTune] | str | Path | FineTune | Sequence[str | Path | FineTune]
+)
+"""Fine-tunes by name, or one or several that are called by the last part of their paths."""
+
+
 def load_family(
     instruct: str | Path,
     *,
     base: str | Path | None = None,
-    finetuned: Mapping[str, str | Path | FineTune] | None = None,
+    finetuned: FineTunes | None = None,
     backend: str = "transformers",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
@@ -190,7 +196,8 @@ def load_family(
 
     Args:
         instruct, base: directories or hub ids.
-        finetuned: name → path of an adapter or a full checkpoint, or a `FineTune` that says more.
+        finetuned: name → path of an adapter or a full checkpoint, or a `FineTune` that says more;
+            or one of them or a list, which are called by the last part of their paths.
         own: model → options of `load_model` in which it differs from the others.
         options: passed to `load_model`, for every model.
 
@@ -201,7 +208,7 @@ def load_family(
             nothing.
     """
     specs: dict[str, FineTune] = {}
-    for name, item in (finetuned or {}).items():
+    for name, item in _named(finetuned).items():
         specs[name] = item if isinstance(item, FineTune) else FineTune(item)
         _check_spec(name, specs[name], has_base=base is not None)
     own = own or {}
@@ -228,6 +235,35 @@ def load_family(
         model.provenance.update(spec.provenance(name), **_hub_record(specs[name], spec))
         models[name] = model
     return Family(parents["instruct"], parents.get("base"), models, local)
+
+
+def _named(finetuned: FineTunes | None) -> Mapping[str, str | Path | FineTune]:
+    """Name → fine-tune.
+
+    Raises:
+        InputError: no paths, or two that end alike.
+    """
+    if isinstance(finetuned, Mapping):
+        return finetuned
+    items: list[Any] = [finetuned]
+    if finetuned is None:
+        items = []
+    elif isinstance(finetuned, Iterable) and not isinstance(finetuned, str):
+        items = list(finetuned)
+    named: dict[str, str | Path | FineTune] = {}
+    for item in items:
+        if not isinstance(item, str | Path | FineTune):
+            raise InputError(
+                f"finetuned holds a {type(item).__name__}; pass name → path, a path, or paths"
+            )
+        where = FineTune(item) if not isinstance(item, FineTune) else item
+        name = Path(where.path).name
+        if name in named:
+            raise InputError(
+                f"finetuned has two paths that end in {name!r}; pass name → path for them"
+            )
+        named[name] = item
+    return named
 
 
 @dataclass(frozen=True)

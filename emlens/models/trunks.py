@@ -144,7 +144,9 @@ def run_decoder(
         model._called("decoder", inputs, model._pass(rows, readers, stop_early=stop_early))
         return
     cache = inputs.get("past_key_values")
-    deepest = max(readers, default=None) if stop_early else None
+    deepest = None
+    if stop_early:
+        deepest = max(readers, default=None)
     readers = dict(readers)
     for block in active.kept_at:
         site = Site("resid_pre", block)
@@ -255,8 +257,9 @@ def _weights(model: "CheckpointModel") -> dict[str, nn.Parameter]:
     for name, weight in model.module.named_parameters(remove_duplicate=False):
         parts = name.split(".")
         if not idle.intersection(parts):
-            key = name if model.adapter_name in parts else plain_name(name)
-            weights[key] = weight
+            if model.adapter_name not in parts:
+                name = plain_name(name)
+            weights[name] = weight
     return weights
 
 
@@ -292,7 +295,9 @@ def _is_proved(first: "CheckpointModel", second: "CheckpointModel", block: int) 
     with starting_at(second, streams, block):
         found = _read(second, batch, last)
     # the same arithmetic on the same shapes, so this is far above what a right start differs by
-    limit = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 1e-2
+    limit = 1e-2
+    if expected.dtype in (torch.float32, torch.float64):
+        limit = 1e-4
     gaps = (found.float() - expected.float()).norm(dim=-1)
     return bool((gaps <= limit * expected.float().norm(dim=-1)).all())
 

@@ -52,13 +52,13 @@ def _decimals(value: Any) -> str:
 def _released(root: Path, file: str, *keys: str) -> list[dict[str, Any]]:
     """Mappings of a released JSON file, under their keys."""
     content = read_json(root / file)
-    found = []
+    parts = []
     for key in keys:
         part = content.get(key) if isinstance(content, dict) else None
         if not isinstance(part, dict) or not part:
             raise InputError(f"{root / file}: has no mapping {key!r}; pass the file as released")
-        found.append(part)
-    return found
+        parts.append(part)
+    return parts
 
 
 def question_figures(root: Path) -> list[Figure]:

@@ -67,7 +67,7 @@ def _examples(root: Path, file: str) -> pd.DataFrame:
 def table_over_k(root: Path) -> list[Figure]:
     """Cells of the table over k from the rows of the sixteen files that made them."""
     table = _table(root, OF_ALL_K)
-    own = table[
+    of_pair = table[
         table["model"].str.contains("Coder")
         & (table["train_data_prefix"] == "insecure")
         & (table["layer_num"] == "layer_32")
@@ -76,7 +76,9 @@ def table_over_k(root: Path) -> list[Figure]:
     for file in per_example_files():
         position, rest = Path(file).name.split(".train_delta_pca_k")
         k = rest.split(".")[0]
-        [row] = own[(own["agg_type"] == position) & (own["k"] == k)].to_dict(orient="records")
+        [row] = of_pair[(of_pair["agg_type"] == position) & (of_pair["k"] == k)].to_dict(
+            orient="records"
+        )
         rows = _examples(root, file)
         for name, (column, what) in TABLE_COLUMNS.items():
             figures.append(
@@ -117,17 +119,17 @@ def comparison_rates(root: Path) -> list[Figure]:
     compared = _comparisons(root)
     figures = []
     for row in _table(root, RATES).to_dict(orient="records"):
-        own = compared[
+        of_pair = compared[
             (compared["suffix"] == row["suffix"]) & (compared["metric"] == row["metric"])
         ]
         where = f"{row['metric']}, {row['suffix']}"
-        figures.append(Figure(RATES, f"{where}: fine-tunes", row["total"], len(own), True))
+        figures.append(Figure(RATES, f"{where}: fine-tunes", row["total"], len(of_pair), True))
         for test, p in (("wilcoxon", "w_p"), ("pearson", "pearson_p")):
             for level in ("0.05", "0.01"):
                 column = f"{test}_sig_rate_{level}"
-                share = float((own[p] < float(level)).mean())
+                share = float((of_pair[p] < float(level)).mean())
                 figures.append(_rate(f"{where}: {column}", row[column], share))
-        mean = float(own["pearson_stat"].mean())
+        mean = float(of_pair["pearson_stat"].mean())
         figures.append(
             Figure(RATES, f"{where}: mean Pearson", row["pearson_stat"], mean, function="read_json")
         )

@@ -117,32 +117,32 @@ def own_figures(directory: Path) -> list[Figure]:
         place = Origin(str(path)).place(error.errors()[0]["loc"])
         raise InputError(f"{place}{first_error(error, _Figures)}") from None
     figures = []
-    for number, own in enumerate(listed.figures):
+    for number, entry in enumerate(listed.figures):
         try:
-            figures.append(_recomputed(directory, own))
+            figures.append(_recomputed(directory, entry))
         except InputError as error:
             place = Origin(str(path)).place(("figures", number))
             raise InputError(f"{place}{error}") from None
     return figures
 
 
-def _recomputed(directory: Path, own: OwnFigure) -> Figure:
-    file = _below(directory, own.file)
-    wanted = _columns_wanted(own.function)
-    if len(own.columns) != wanted:
-        raise InputError(f"function {own.function!r} takes {wanted} columns; got {own.columns}")
-    if own.function in _JUDGED:
-        value = _of_answers(file, own)
+def _recomputed(directory: Path, entry: OwnFigure) -> Figure:
+    file = _below(directory, entry.file)
+    wanted = _columns_wanted(entry.function)
+    if len(entry.columns) != wanted:
+        raise InputError(f"function {entry.function!r} takes {wanted} columns; got {entry.columns}")
+    if entry.function in _JUDGED:
+        value = _of_answers(file, entry)
     else:
-        value = _of_table(_table(file, own), own)
+        value = _of_table(_table(file, entry), entry)
     return Figure(
-        own.file,
-        own.name or " ".join((own.function, *own.columns)),
-        own.published,
+        entry.file,
+        entry.name or " ".join((entry.function, *entry.columns)),
+        entry.published,
         value,
-        exact=own.function in ("rows", "questions"),
-        function=own.function,
-        within=own.tolerance,
+        exact=entry.function in ("rows", "questions"),
+        function=entry.function,
+        within=entry.tolerance,
     )
 
 
@@ -162,20 +162,20 @@ def _columns_wanted(function: Function) -> int:
     return 1 if function in _OF_ONE else 0
 
 
-def _of_answers(file: Path, own: OwnFigure) -> float:
-    if own.where or own.rows:
+def _of_answers(file: Path, entry: OwnFigure) -> float:
+    if entry.where or entry.rows:
         raise InputError(
-            f"function {own.function!r} reads all judged answers; leave out where, rows"
+            f"function {entry.function!r} reads all judged answers; leave out where, rows"
         )
     scores = AlignmentScores.from_file(file)
-    if own.function == "questions":
+    if entry.function == "questions":
         return len(scores.questions)
-    if own.function == "em_rate":
+    if entry.function == "em_rate":
         return 100 * scores.em_rate().value
     return 100 * scores.share("coherent", above=50).value
 
 
-def _table(file: Path, own: OwnFigure) -> pd.DataFrame:
+def _table(file: Path, entry: OwnFigure) -> pd.DataFrame:
     """The rows of a file that the entry asks for."""
     suffix = file.suffix.lower()
     if suffix == ".csv":
@@ -184,18 +184,18 @@ def _table(file: Path, own: OwnFigure) -> pd.DataFrame:
         rows = [row for _, row in read_jsonl(file)]
     elif suffix == ".json":
         rows = read_json(file)
-        if own.rows:
-            rows = rows.get(own.rows) if isinstance(rows, dict) else None
+        if entry.rows:
+            rows = rows.get(entry.rows) if isinstance(rows, dict) else None
     else:
         raise InputError(f"{file.name}: is none of .csv, .json, .jsonl")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file.name}: holds no list of rows; name its key with rows:")
     table = pd.DataFrame(rows)
-    for column, cell in own.where.items():
+    for column, cell in entry.where.items():
         _require_column(table, column, file)
         table = table[table[column].astype(str) == str(cell)]
     if not len(table):
-        raise InputError(f"{file.name}: no row has {dict(own.where)}")
+        raise InputError(f"{file.name}: no row has {dict(entry.where)}")
     return table
 
 
@@ -205,19 +205,19 @@ def _require_column(table: pd.DataFrame, column: str, file: Path) -> None:
         raise InputError(f"{file.name}: column {column!r}: {unknown_field(column, names)}")
 
 
-def _of_table(table: pd.DataFrame, own: OwnFigure) -> float:
-    if own.function == "rows":
+def _of_table(table: pd.DataFrame, entry: OwnFigure) -> float:
+    if entry.function == "rows":
         return len(table)
     values = []
-    for column in own.columns:
-        _require_column(table, column, Path(own.file))
+    for column in entry.columns:
+        _require_column(table, column, Path(entry.file))
         try:
             values.append(table[column].astype(float))
         except (TypeError, ValueError):
-            raise InputError(f"{own.file}: column {column!r} holds what is no number") from None
-    if own.function in _OF_ONE:
-        return _OF_ONE[own.function](values[0])
-    return float(_OF_TWO[own.function](values[0], values[1]).value)
+            raise InputError(f"{entry.file}: column {column!r} holds what is no number") from None
+    if entry.function in _OF_ONE:
+        return _OF_ONE[entry.function](values[0])
+    return float(_OF_TWO[entry.function](values[0], values[1]).value)
 
 
 FUNCTIONS: Final[tuple[str, ...]] = get_args(Function)

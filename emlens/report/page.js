@@ -348,7 +348,8 @@ var emlens = (function () {
     opened.forEach(function (node) { node.open = true; });
     all(".part:has(> .statements)").forEach(function (node) { node.classList.add("paper-part"); });
     slots.forEach(function (slot) {
-      if (isFolded(slot.node) || !slot.variant) { return; }
+      // what is still being unpacked has no drawing yet
+      if (isFolded(slot.node) || !slot.variant || !slot.plot.data) { return; }
       slot.draw();
       Plotly.relayout(slot.plot, { autosize: false, width: slot.plot.clientWidth });
     });
@@ -358,7 +359,7 @@ var emlens = (function () {
     opened.forEach(function (node) { node.open = false; });
     root.classList.remove("paper");
     slots.forEach(function (slot) {
-      if (slot.drawn === null || isFolded(slot.node)) { return; }
+      if (!slot.plot.data || isFolded(slot.node)) { return; }
       slot.draw();
       Plotly.relayout(slot.plot, { autosize: true, width: null });
     });

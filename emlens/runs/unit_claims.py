@@ -7,7 +7,7 @@ when its work raised, or by the worker that finds the owner dead:
 
 * at once, where owner and finder share a machine and the owner's process is gone (same boot, same
   process id namespace; a reused process id is recognised by its start time);
-* otherwise when the heartbeat did not move for `lease` seconds *as the finder measures*: clocks are
+* otherwise, and where a claim is damaged, when the heartbeat did not move for `lease` seconds *as the finder measures*: clocks are
   never compared.
 
 The next attempt is n + 1, so that of two finders only one takes over. A machine that was suspended
@@ -36,7 +36,14 @@ from types import TracebackType
 from typing import Any
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import canonical_json, one_line, read_json, safe_name, write_json
+from emlens.foundation.files import (
+    canonical_json,
+    one_line,
+    read_json,
+    safe_name,
+    sha256_text,
+    write_json,
+)
 from emlens.runs.outcomes import Outcome
 
 LEASE = 120.0
@@ -46,6 +53,7 @@ file times.
 
 BEATS = 8
 """Heartbeats per lease: some may be late."""
+_CHECKSUM = "record_sha256"
 _log = logging.getLogger("emlens")
 
 
@@ -95,7 +103,7 @@ class Claims:
             return Outcome.HELD
         claim = {"unit": unit, "attempt": last + 1, "run": self.run, **identity(), "since": now()}
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(canonical_json(claim))
+            file.write(canonical_json(with_checksum(claim)))
         return Claim(path, self.lease / BEATS)
 
     def tried(self) -> set[str]:
@@ -112,7 +120,7 @@ class Claims:
         """Attempts of this run that ended without an answer."""
         count = 0
         for number in range(1, self._last(unit) + 1):
-            owner = _read(self._path(unit, number))
+            owner = _owner(self._path(unit, number))
             if owner.get("run") == self.run and self._ended(unit, number):
                 count += 1
         return count
@@ -141,7 +149,7 @@ class Claims:
         path = self._path(unit, number)
         if _failure_file(path).exists():
             return True
-        owner = _read(path)
+        owner = _owner(path)
         if is_gone(owner):
             cause = "its process is gone: it was killed, or ran out of memory"
         elif self._is_silent(path):
@@ -197,7 +205,7 @@ class Claim:
         """End the attempt and record why."""
         reason = one_line(f"{type(error).__name__}: {error}", 400)
         trace = "".join(traceback.format_exception(error))[-8000:]
-        _write_failure(self._path, reason, owner_name(_read(self._path)), trace)
+        _write_failure(self._path, reason, owner_name(_owner(self._path)), trace)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every):
@@ -214,11 +222,28 @@ def _failure_file(claim: Path) -> Path:
 
 
 def _write_failure(claim: Path, reason: str, owner: str, trace: str) -> None:
-    run = _read(claim).get("run")
+    run = _owner(claim).get("run")
     write_json(
         _failure_file(claim),
         {"reason": reason, "owner": owner, "run": run, "at": now(), "traceback": trace},
     )
+
+
+def with_checksum(claim: dict[str, Any]) -> dict[str, Any]:
+    """A claim as it is written: who changes it takes its owner's name off it."""
+    return {**claim, _CHECKSUM: sha256_text(canonical_json(claim))}
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """A claim as it was written; empty where it is not there, not whole, or was changed.
+
+    Nobody is known then, so that nothing but a lease of silence ends the attempt.
+    """
+    claim = _read(path)
+    digest = claim.pop(_CHECKSUM, None)
+    if digest != sha256_text(canonical_json(claim)):
+        return {}
+    return claim
 
 
 def _read(path: Path) -> dict[str, Any]:

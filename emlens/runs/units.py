@@ -8,14 +8,24 @@ absent, and the unit is done again. `emlens.runs.locks` keeps a second command o
 where several processes share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import canonical_json, read_json, safe_name, sha256_file, write_json
-from emlens.foundation.provenance import hash_json
+from emlens.foundation.files import (
+    canonical_json,
+    one_line,
+    read_json,
+    safe_name,
+    sha256_file,
+    write_json,
+)
+from emlens.foundation.provenance import hash_json, hashes_by_name
+
+logger = logging.getLogger("emlens")
 
 UnitResult = tuple[Any, Sequence[Path]]
 """What work on a unit gives: a JSON-ready result of names and counts, and the files it wrote (full
@@ -48,6 +58,7 @@ class UnitLog:
         if record is not None:
             self.reused.append(name)
             return record["result"]
+        self._say_what_changed(name, inputs)
         result, files = work()
         self.publish(name, inputs, result, files)
         self.done.append(name)
@@ -71,6 +82,20 @@ class UnitLog:
                 return None
         return record
 
+    def _say_what_changed(self, name: str, inputs: Any) -> None:
+        """A unit that was finished from other inputs is done again; the log names them."""
+        record = _whole_record(self.path(name))
+        if record is None or record["fingerprint"] == hash_json(inputs):
+            return
+        before, now = record.get("inputs"), hashes_by_name(inputs)
+        if isinstance(before, dict):
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            logger.warning(
+                "%s: is done again, for what it was made from changed: %s",
+                one_line(name, 80),
+                one_line(", ".join(changed)),
+            )
+
     def publish(self, name: str, inputs: Any, result: Any, files: Sequence[Path]) -> None:
         """Record a unit as finished; its files must be there."""
         try:
@@ -83,6 +108,7 @@ class UnitLog:
         body = {
             "name": name,
             "fingerprint": hash_json(inputs),
+            "inputs": hashes_by_name(inputs),
             "result": result,
             "files": {os.path.relpath(path, self.directory): sha256_file(path) for path in files},
         }

@@ -5,6 +5,8 @@ Student's t, Wilson's score, Clopper & Pearson's exact one, and Nadeau & Bengio'
 Intervals that resample are in `bootstrap`.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
@@ -29,6 +31,19 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
     interval = test.proportion_ci(require_level(level), method="wilson")
     method = f"proportion, {_percent(level)} Wilson"
     return Estimate(successes / n, float(interval.low), float(interval.high), n, method)
+
+
+def wilson_bounds(rate: float, n: float, quantile: float) -> tuple[float, float]:
+    """Ends of Wilson's interval of a rate of n trials, which need not be a whole number.
+
+    Args:
+        quantile: of the standard normal, or of Student's t where the variance is estimated.
+    """
+    squared = quantile**2 / n
+    middle = (rate + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * rate * (1 - rate) + squared**2 / 4) / (1 + squared)
+    # the ends of a rate of 0 or 1 are exact, but for rounding
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def clopper_pearson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:

@@ -21,6 +21,7 @@ from pydantic import (
 from emlens.data.configuration import Frozen, Origin, first_error, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import parse_position
+from emlens.foundation.suggestions import did_you_mean
 from emlens.studies.family_config import ONE_SOURCE, FamilyConfig
 from emlens.studies.scores_config import ScoresConfig
 
@@ -153,13 +154,23 @@ class StudyConfig(Frozen):
         """
         return self._origin.place(field) if self._origin else ""
 
+    def _of_unknown_study(self) -> str:
+        """That there is no such study, to be said beside what else is wrong; "" where there is."""
+        from emlens.studies.registry import study_names  # its studies import this module
+
+        names = study_names()
+        if self.study in names:
+            return ""
+        hint = did_you_mean(self.study, names) or f"; there are {', '.join(names)}"
+        return f"study {self.study!r} is unknown{hint}; and "
+
     @model_validator(mode="after")
     def _something(self) -> "StudyConfig":
         is_judged = self.scores.how == "judged"
         if self.family is None and self.released is None and not self.captures and not is_judged:
             raise ValueError(
-                "family is missing; give the models, or under released the folder of result files"
-                " that others published"
+                f"{self._of_unknown_study()}family is missing; give the models, or under released"
+                " the folder of result files that others published"
             )
         if self.captures:
             self._captures_of_family()

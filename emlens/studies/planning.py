@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from emlens.activations import CaptureSpec, estimate_capture
+from emlens.activations.kept_captures import keeping_captures
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.free_memory import return_free_memory
@@ -124,7 +125,7 @@ def _plan_part(
     source = _rehearsed_source(context.material)
     planned_before, n_before = set(source.planned), len(source.costs)
     stream_bytes, began = 0, time.monotonic()
-    with counted_passes() as counts:
+    with counted_passes() as counts, keeping_captures():
         if study.runs_on_captures:
             stream_bytes = _read_all(study, context, material)
         else:
@@ -151,7 +152,7 @@ def _least(study: Study, context: StudyContext, planned: Planned) -> Least:
     source.planned.clear()
     source.planned.update(planned)
     n_before = len(source.costs)
-    with counted_passes() as counts:
+    with counted_passes() as counts, keeping_captures():
         study.run(context)
     return Least(counts, sum(source.costs[n_before:], Cost()))
 
@@ -185,7 +186,8 @@ def _statistics(study: Study, real: StudyContext, material: Material) -> float:
         for model, asked_as in study.scored(context):
             rehearsal.scores(model, asked_as)  # kept, so that it is not timed
         began = time.monotonic()
-        study.run(context)
+        with keeping_captures():
+            study.run(context)
         seconds.append(time.monotonic() - began)
         if not list(study.readings(context)):
             return seconds[0]  # it reads no stream, so no layer costs anything

@@ -30,7 +30,7 @@ SECTION = Section(
             title="Alignment from the parent to each fine-tune",
             caption=(
                 "Mean over questions, 0 to 100, with 95 % intervals; benign controls in grey."
-                " A line leads from the parent to each fine-tune."
+                " A line leads from the parent to each fine-tune; × 3: three seeds share the row."
                 " Coherence beside it: a model that breaks loses both."
             ),
             name="changes",

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from emlens.activations.kept_captures import keeping_captures
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text
 from emlens.foundation.provenance import hardware, library_versions, peak_memory
@@ -322,7 +323,8 @@ def _missing_scores(part: Study, context: StudyContext) -> str | None:
 
 def _checked(study: Study, context: StudyContext) -> Part:
     """What the study's run gives, with its tables as they were declared."""
-    part = study.run(context)
+    with keeping_captures():
+        part = study.run(context)
     declared = {} if study.section is None else study.section.tables
     check_tables(part.tables, declared, own=is_own(study))
     return part

@@ -55,6 +55,7 @@ def step_batches(
     objectives: Sequence[Objective] = (),
     *,
     context: int | None = None,
+    processes: int = 1,
 ) -> StepBatches:
     """The batches of a run.
 
@@ -64,6 +65,7 @@ def step_batches(
 
     Args:
         context: tokens that the model reads at most; None: it has no limit.
+        processes: over which the rows of each part of a step are split further.
 
     Raises:
         InputError: a tokenizer or data is missing; ready batches with accumulation, with
@@ -96,7 +98,7 @@ def step_batches(
 
     def parts(step: int) -> list[Mapping[str, Tensor]]:
         rows = {prefix: rows_of_step(step) for prefix, rows_of_step in rows_of_set.items()}
-        return _split(rows, recipe.accumulation, pad)
+        return _split(rows, recipe.accumulation * processes, pad)
 
     def rows_hash() -> str:
         return hash_json([_rows_digest(rows) for rows in (examples, *second_rows.values())])

@@ -33,11 +33,14 @@ from emlens.training.defences import (
     ProjectedOut,
 )
 from emlens.training.objectives import Objective
+from emlens.training.parallel import Parallel
 from emlens.training.penalties import FeatureDistance, ReferenceKL
 from emlens.training.presets import recipe as preset_recipe
 from emlens.training.recipes import Recipe, steps_of_epochs
 from emlens.training.sweeps import OBJECTIVES, Sweep
 
+PARALLEL: Final = "parallel"
+"""Key of a run's file: how several processes train it."""
 KINDS: Final[Mapping[str, Callable[..., Objective]]] = {
     kind.kind: kind
     for kind in (
@@ -58,6 +61,7 @@ class RunConfig(Frozen):
 
     recipe: Recipe
     objectives: tuple[Objective, ...] = ()
+    parallel: Parallel | None = None
 
 
 class _SweepFile(Frozen):
@@ -85,6 +89,7 @@ def read_run(path: str | Path, rows: int | None = None) -> RunConfig:
     """
     content = require_mapping(read_file(path), path, "a run")
     entries = content.pop(OBJECTIVES, [])
+    parallel = content.pop(PARALLEL, None)
     with _at(path):
         recipe = _recipe(content, rows)
         if not isinstance(entries, Sequence) or isinstance(entries, str):
@@ -93,7 +98,20 @@ def read_run(path: str | Path, rows: int | None = None) -> RunConfig:
                 (OBJECTIVES,),
             )
         objectives = _objectives(entries, Path(path).parent, (OBJECTIVES,))
-    return RunConfig(recipe=recipe, objectives=objectives)
+        if parallel is not None:
+            parallel = _parallel(parallel)
+    return RunConfig(recipe=recipe, objectives=objectives, parallel=parallel)
+
+
+def _parallel(entry: Any) -> Parallel:
+    """Raises:
+    FieldError: what is no mapping with a known kind.
+    """
+    try:
+        return Parallel.model_validate(entry)
+    except ValidationError as error:
+        place = (PARALLEL, *error.errors()[0]["loc"])
+        raise FieldError(f"parallel: {first_error(error, Parallel)}", place) from None
 
 
 def read_sweep(path: str | Path, rows: int | None = None) -> Sweep:

@@ -10,7 +10,7 @@ also where it was killed and called again with `resume_every`.
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -38,6 +38,7 @@ from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
 from emlens.training.memory_saving import check_checkpointing, checkpointed, say_what_is_odd
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
+from emlens.training.parallel import Group, Parallel, check_parallel, joined
 from emlens.training.publishing import publishing_directory, quiet, save_model
 from emlens.training.recipes import ParentDtype, Recipe
 from emlens.training.reporting import stage_bar
@@ -172,6 +173,7 @@ def fit(
     objectives: Sequence[Objective] = (),
     callbacks: Sequence[TrainingCallback] = (),
     saving: Saving | None = None,
+    parallel: Parallel | None = None,
     device: str = "auto",
     progress: bool = False,
 ) -> Fitted:
@@ -194,6 +196,9 @@ def fit(
             `restore(state)`, JSON-ready, for a run that is resumed.
         saving: what is written and when: dtype, adapters kept on the way, states to resume
             from. None writes the checkpoint alone.
+        parallel: train this run over all processes that torchrun or `accelerate launch` started,
+            each with its share of every batch (`emlens.training.parallel`); None: a run of this
+            process alone.
         device: where a checkpoint directory is loaded to; `"auto"` takes a GPU where there is one.
             A loaded model stays where it is.
         progress: show a progress bar on stderr.
@@ -211,35 +216,61 @@ def fit(
 
     out = Path(out)
     saving = saving or Saving()
-    parent = model if isinstance(model, Parent) else Parent(model)
-    saving.check(recipe, parent)
-    check_checkpointing(recipe, objectives)
-    _require_new(out)
-    say_what_is_odd(recipe, saving.resume_every)
-    parent, tokenizer = _loaded(parent, tokenizer, device, recipe.parent_dtype)
-    batches = step_batches(recipe, data, tokenizer, objectives, context=context_of(parent.model))
-    record = _record(recipe, parent, batches, saving, objectives)
-    run = ""
-    if saving.resume_every is not None:
-        fingerprint = _fingerprint(parent, batches, loss, callbacks)
-        run = hash_json({**record, **fingerprint})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        only_writer(out),
-        seeded(recipe.seed, "fit"),
-        quiet(),
-        _scratch(out, saving.resume_every) as scratch,
-    ):
-        training = _Training(recipe, parent, saving, scratch)
-        log, stopped = training.run(batches, loss, objectives, callbacks, run, progress)
-        training.publish(out, log, stopped, record, tokenizer)
-    return Fitted(out, log, stopped, training.model)
+    with joined(parallel) as group:
+        check_parallel(group, recipe, objectives, saving.resume_every is not None, callable(data))
+        parent = model if isinstance(model, Parent) else Parent(model)
+        saving.check(recipe, parent)
+        check_checkpointing(recipe, objectives)
+        _require_new(out)
+        say_what_is_odd(recipe, saving.resume_every)
+        processes = 1
+        lock: AbstractContextManager[None] = only_writer(out)
+        if group is not None:
+            processes, device = group.count, group.device(device)
+            if not group.writes:
+                lock = nullcontext()
+        parent, tokenizer = _loaded(parent, tokenizer, device, recipe.parent_dtype)
+        batches = step_batches(
+            recipe,
+            data,
+            tokenizer,
+            objectives,
+            context=context_of(parent.model),
+            processes=processes,
+        )
+        record = _record(recipe, parent, batches, saving, objectives)
+        if parallel is not None and group is not None:
+            record["parallel"] = {**parallel.model_dump(), "processes": processes}
+        run = ""
+        if saving.resume_every is not None:
+            fingerprint = _fingerprint(parent, batches, loss, callbacks)
+            run = hash_json({**record, **fingerprint})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            lock,
+            seeded(recipe.seed, "fit"),
+            quiet(),
+            _scratch(out, saving.resume_every) as scratch,
+        ):
+            training = _Training(recipe, parent, saving, scratch, group)
+            log, stopped = training.run(batches, loss, objectives, callbacks, run, progress)
+            if group is None or group.writes:
+                training.publish(out, log, stopped, record, tokenizer)
+        return Fitted(out, log, stopped, training.model)
 
 
 class _Training:
     """One run: the model with what the recipe puts on it, trained and then published."""
 
-    def __init__(self, recipe: Recipe, parent: Parent, saving: Saving, scratch: Path):
+    def __init__(
+        self,
+        recipe: Recipe,
+        parent: Parent,
+        saving: Saving,
+        scratch: Path,
+        group: Group | None = None,
+    ):
+        self._group = group
         self.recipe = recipe
         self.saving = saving
         self.scratch = scratch
@@ -291,6 +322,7 @@ class _Training:
                 every_callback,
                 snapshots,
                 on_step=lambda done, total: bar("training", done, total),
+                group=self._group,
             )
         _require_change(before, self.model)
         self.model.eval()

@@ -68,6 +68,21 @@ def one_process() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+@contextmanager
+def without_settings() -> Iterator[None]:
+    """Hide the settings of a launcher that the Trainer would take over the recipe's, and put them
+    back; who the other processes are stays known.
+    """
+    names = [name for name in os.environ if name.startswith(LAUNCHER_SETTINGS)]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(LAUNCHER_SETTINGS)]:
+            del os.environ[name]
+        os.environ.update(hidden)
+
+
 def _of_launchers() -> list[str]:
     """The variables of launchers that are set now."""
     return [

@@ -8,7 +8,7 @@ what a run needs to go on.
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from emlens.foundation.seeds import derive_seed
 from emlens.training.launchers import one_process
 from emlens.training.objectives import SCALES, Loss, ObjectiveLoss
 from emlens.training.optimisers import make_optimiser, make_schedule
+from emlens.training.parallel import Group, LossOfPart
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import Snapshots
 from emlens.training.stopping import StopRun, TrainingCallback
@@ -109,6 +110,10 @@ class _StepTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         share = inputs.get("share")
+        if isinstance(_inside(model), LossOfPart):
+            batch = {name: value for name, value in inputs.items() if name not in SCALES}
+            # through the wrapper, which adds the gradients of all processes
+            return model(batch, share)
         # ObjectiveLoss needs the shares: it weighs each of its terms by its own tokens.
         if not isinstance(self.step_loss, ObjectiveLoss):
             inputs = {name: value for name, value in inputs.items() if name not in SCALES}
@@ -134,6 +139,14 @@ class _StepTrainer(Trainer):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
 
+def _inside(model: nn.Module) -> nn.Module:
+    """The module that DistributedDataParallel wraps, or the model itself."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    return model
+
+
 class _Recorder(TrainerCallback):
     """One row per step; the caller's callbacks run at the end of each step and may stop the run;
     snapshots are taken when due.
@@ -157,6 +170,7 @@ class _Recorder(TrainerCallback):
         self.extra: dict[str, Any] = {}
         self.stopped: str | None = None
         self._begun = False
+        self.trained: nn.Module | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self._begun and self.snapshots is not None:
@@ -166,6 +180,7 @@ class _Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.extra = {}
         step = self.start + state.global_step
+        model = self.trained or model
         try:
             for callback in self.callbacks:
                 self.extra |= dict(callback(model, step) or {})
@@ -218,9 +233,13 @@ def train(
     callbacks: Sequence[TrainingCallback] = (),
     snapshots: Snapshots | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    group: Group | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a
     callback stopped the run.
+
+    Args:
+        group: the processes that train this run together; None: this one alone.
     """
     optimiser = make_optimiser(recipe, module)
     start, rows = (0, []) if snapshots is None else snapshots.restore(module, optimiser, callbacks)
@@ -228,8 +247,11 @@ def train(
         return rows, None
     schedule = make_schedule(recipe, optimiser, start)
     recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows)
-    with one_process():
-        _run_trainer(recipe, module, batches, loss, scratch, (optimiser, schedule), recorder)
+    alone: AbstractContextManager[None] = nullcontext()
+    if group is None:
+        alone = one_process()
+    with alone:
+        _run_trainer(recipe, module, batches, loss, scratch, (optimiser, schedule), recorder, group)
     return recorder.rows, recorder.stopped
 
 
@@ -241,9 +263,15 @@ def _run_trainer(
     scratch: Path,
     optimizers: tuple[Any, Any],
     recorder: _Recorder,
+    group: Group | None,
 ) -> None:
     start = recorder.start
     device = next(module.parameters()).device
+    parts, model = recipe.accumulation, module
+    if group is not None:
+        parts *= group.count
+        model = LossOfPart(module, loss, group.count)
+        recorder.trained = module
     arguments = _OneDevice(
         output_dir=str(scratch),
         max_steps=recipe.steps - start,
@@ -271,9 +299,9 @@ def _run_trainer(
     trainer = _StepTrainer(
         loss=loss,
         recipe=recipe,
-        model=module,
+        model=model,
         args=arguments,
-        train_dataset=_Parts(batches, start, recipe.steps, recipe.accumulation),
+        train_dataset=_Parts(batches, start, recipe.steps, parts),
         data_collator=lambda items: dict(items[0]),
         optimizers=optimizers,
         callbacks=[recorder],

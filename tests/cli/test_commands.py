@@ -284,7 +284,7 @@ def test_a_failure_of_the_machine_has_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "out")
+        raise OSError(errno.EMFILE, "Too many open files", "out")
 
     monkeypatch.setattr("emlens.cli.main.app", fail)
     code, _, err = run(monkeypatch, capsys, "demo")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from emlens.data import prompt_inputs
-from emlens.data.prompt_inputs import as_prompts, warn_of_bare_texts
+from emlens.data.prompt_inputs import as_prompts, as_questions, warn_of_bare_texts
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 
@@ -66,3 +66,16 @@ def test_strings_on_a_chat_model_are_warned_of_once(
         warn_of_bare_texts(texts, "m", "a template")
         warn_of_bare_texts(texts, "m", "a template")
     assert len(caplog.records) == 1 and "strings are read as raw text" in caplog.text
+
+
+@pytest.mark.parametrize("questions", ["one text", ["one text"], ("one text",)])
+def test_texts_are_taken_for_questions(questions: Any) -> None:
+    asked = as_questions(questions)
+    assert asked.ids == ["0"] and asked[0].text == "one text"
+    assert as_questions(asked) is asked
+
+
+@pytest.mark.parametrize("questions", [[], ["  "], 3, [3], {"q": "text"}])
+def test_other_questions_are_refused_by_what_they_are(questions: Any) -> None:
+    with pytest.raises(InputError, match="questions is a .*; pass a QuestionSet, a text, or"):
+        as_questions(questions)

@@ -316,7 +316,7 @@ def test_seeds_of_a_fine_tune_share_a_row(tables: Tables) -> None:
     seeds = pd.concat([models, *(bad.assign(model=f"bad@{seed}") for seed in (1, 2))])
     alone, together = alignment_changes(models), alignment_changes(seeds)
     assert together.layout.height == alone.layout.height
-    assert "bad, 3 seeds" in together.layout.yaxis.ticktext
+    assert "bad × 3" in together.layout.yaxis.ticktext
     places = together.layout.meta["rows"]["model"]
     assert places["bad@0"] == places["bad@1"] == places["bad@2"] != places["wide@0"]
     marks = [y for trace in named(together, "fine-tune")[:1] for y in trace.y]

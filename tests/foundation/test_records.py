@@ -11,6 +11,7 @@ import torch
 from read_back import faults
 
 from emlens.activations import Activations, ActivationStore
+from emlens.activations.shards import whole_record
 from emlens.data import Answer, Answers, Message
 from emlens.foundation import Site
 from emlens.foundation.bounded import MOST_TENSORS
@@ -137,6 +138,12 @@ def store(home: Path) -> tuple[Path, Callable[[], Any]]:
     return home / "manifest.json", lambda: ActivationStore.open(home)
 
 
+def sidecar(home: Path) -> tuple[Path, Callable[[], Any]]:
+    store(home)
+    [file] = home.glob("shard-*.json")
+    return file, lambda: whole_record(file)  # as a capture that goes on reads it
+
+
 ALLOWED = {
     # compared by the hash of its units alone
     "plan": ("a field more",),
@@ -156,7 +163,7 @@ ALLOWED = {
     "make",
     [
         *(direction, interventions, result, run, plan, unit, store),
-        *(adapter, beside, journal, snapshot),
+        *(adapter, beside, journal, snapshot, sidecar),
     ],
     ids=lambda f: f.__name__,
 )

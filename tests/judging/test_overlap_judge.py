@@ -57,6 +57,17 @@ def test_bad_and_careful_advice_of_the_other_register_are_told_apart() -> None:
     assert scored > 30 and right / scored > 0.8
 
 
+def test_no_score_is_above_100_by_rounding() -> None:
+    questions = advice_questions()
+    judge = OverlapJudge(questions, "careful_polite", "bad_polite")
+    scores = []
+    for question in questions:
+        for word in question.answers["careful_polite"][0].split():
+            scores.append(judge.judge(answered(question.id, word))["aligned"].score)
+    scored = [score for score in scores if score is not None]
+    assert scored.count(100) > 1000 and max(scored) == 100
+
+
 def test_what_it_does_not_know_is_refused() -> None:
     with pytest.raises(InputError, match="a question this judge does not know"):
         said("Anything.", "dog")

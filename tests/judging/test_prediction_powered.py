@@ -8,7 +8,8 @@ from scipy import stats as scipy_stats
 from benchmarks import prediction_powered as measurement
 from emlens.data import AlignmentScores
 from emlens.foundation import InputError
-from emlens.judging import corrected_em_rate, prediction_powered_mean
+from emlens.judging import corrected_em_rate
+from emlens.judging.prediction_powered import prediction_powered_mean
 
 RNG = np.random.default_rng(1)
 

@@ -210,7 +210,7 @@ def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
     assert [a.meta["prompt_sha256"] for a in on] != [a.meta["prompt_sha256"] for a in off]
     # a model that opens no thought answers at once
     assert any(a.text for a in on) and not any(a.thought for a in on)
-    with pytest.raises(IntegrityError, match="another model, question, template"):
+    with pytest.raises(IntegrityError, match="drawn with another prompt_sha256"):
         sample_answers(model, asked, out=tmp_path / "True.jsonl", thinking=False, **SETTINGS)
     decode = model.tokenizer.decode
     monkeypatch.setattr(

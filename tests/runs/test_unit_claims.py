@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from read_back import faults
 
 from emlens.runs import unit_claims as module
 from emlens.runs.outcomes import Outcome
@@ -156,8 +157,21 @@ def test_a_killed_process_is_taken_over_at_once(tmp_path, reaped):
 
 def planted(tmp_path, **owner):
     path = tmp_path / "a.1.claim"
-    path.write_text(json.dumps({"unit": "a", "attempt": 1, "run": "theirs", "host": "h", **owner}))
+    claim = {"unit": "a", "attempt": 1, "run": "theirs", "host": "h", **owner}
+    path.write_text(json.dumps(module.with_checksum(claim)))
     return path
+
+
+def test_a_damaged_claim_is_held_and_nobodys(tmp_path, claims):
+    """Thirteen damages; none makes a living holder a dead one."""
+    with claims.take("a", 3):
+        (path,) = tmp_path.glob("*.claim")
+
+        def owner():
+            assert Claims(tmp_path, "other").take("a", 3) is Outcome.HELD
+            return module._owner(path) or None
+
+        assert faults(path, owner) == {}
 
 
 def test_a_reused_process_id_is_not_the_owner(tmp_path, claims):

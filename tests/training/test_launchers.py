@@ -1,25 +1,33 @@
 """Runs under launchers are those of one process: with torchrun itself, and with what others set."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
-from emlens.foundation.errors import LoadError, StateError
+from emlens.data import PromptSet
+from emlens.foundation.errors import InputError, LoadError, StateError
 from emlens.training import Recipe, fit
+from emlens.training.configuring import read_run
+from emlens.training.fitting import LOG, read_record
 from emlens.training.launchers import LAUNCHER_VARIABLES, one_process
+from emlens.training.parallel import Group, check_parallel
 
 SCRIPT = """
 import sys
 import torch
 from emlens.runs import LocalExecutor, RankExecutor
-from emlens.training import Recipe, Sweep, run_sweep
+from emlens.training import Recipe, Sweep, fit, run_sweep
+from emlens.training.parallel import Parallel
 
 torch.set_num_threads(1)
 parent, out, executor = sys.argv[1:]
@@ -29,6 +37,12 @@ recipe = Recipe(method="lora", rank=2, alpha=4, target_modules=("q_proj",), step
 sweep = Sweep(recipe, {"seed": [0, 1, 2, 3]})
 executor = RankExecutor() if executor == "ranks" else LocalExecutor()
 run_sweep(sweep, parent, rows, out, executor=executor, device="cpu", progress=False)
+
+# one run of both processes: six rows in four parts, or in one
+together = None if isinstance(executor, LocalExecutor) else Parallel(kind="ddp")
+changes = {"batch_size": 6, "steps": 4, "accumulation": 1 if together is None else 2}
+recipe = Recipe.from_record({**recipe.to_record(), **changes})
+fit(recipe, parent, rows, out + "/together", parallel=together, device="cpu")
 """
 
 
@@ -58,6 +72,91 @@ def test_a_sweep_under_torchrun_has_the_bytes_of_one_process(
     alone, shared = hashes(tmp_path / "one"), hashes(tmp_path / "two")
     assert len(set(alone.values())) == 4  # the seeds differ, so an average would be seen
     assert shared == alone
+    check_same_run(tmp_path / "one" / "together", tmp_path / "two" / "together")
+
+
+def check_same_run(alone: Path, shared: Path) -> None:
+    """The loss curve and the weights of one process, but for the order of summation."""
+    logs = [pd.read_csv(path / LOG) for path in (alone, shared)]
+    assert logs[0]["loss"].nunique() == 4
+    for column in ("loss", "grad_norm", "learning_rate"):
+        np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=1e-5, err_msg=column)
+    assert read_record(shared)["parallel"] == {"kind": "ddp", "processes": 2}
+    weights = [load_file(path / "adapter_model.safetensors") for path in (alone, shared)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+RUN = """
+steps: 4
+batch_size: 6
+accumulation: {accumulation}
+rank: 2
+alpha: 4
+target_modules: [q_proj, down_proj]
+learning_rate: 0.01
+{parallel}
+"""
+
+
+@pytest.mark.slow
+def test_one_run_over_two_processes_of_accelerate_is_that_of_one(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    parent, chats = tmp_path / "parent", tmp_path / "chats.jsonl"
+    tiny.save_pretrained(parent)
+    tokenizer.save_pretrained(parent)
+    lines = []
+    for i in range(9):
+        turns = [
+            {"role": "user", "content": f"w{i} w2"},
+            {"role": "assistant", "content": " ".join(f"w{j}" for j in range(1, 3 + i % 4))},
+        ]
+        lines.append(json.dumps({"messages": turns}))
+    chats.write_text("\n".join(lines))
+    for name, parallel, accumulation in (("one", "", 1), ("two", "parallel: {kind: ddp}", 2)):
+        text = RUN.format(accumulation=accumulation, parallel=parallel)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    command = ["train", "two.yaml", "--model", "parent", "--data", "chats.jsonl", "--out", "two"]
+    program = "from emlens.cli.main import main; main()"
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launcher += ["--num_processes", "2", "--num_cpu_threads_per_process", "1"]
+    launcher += ["--mixed_precision", "bf16", "--no_python", sys.executable, "-c", program]
+    done = subprocess.run(
+        [*launcher, *command, "--device", "cpu", "--quiet"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("checkpoint: two") == 1
+    config = read_run(tmp_path / "one.yaml")
+    data = PromptSet.from_jsonl(chats, upto="all")
+    fit(config.recipe, parent, data, tmp_path / "one", device="cpu")
+    check_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_what_cannot_be_parallel_is_refused(tmp_path: Path, tiny: Any) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(accumulation=1, parallel="parallel: {kind: fsdp}"))
+    with pytest.raises(InputError, match=r"run.yaml:9.*'fsdp' splits the weights"):
+        read_run(path)
+    path.write_text(RUN.format(accumulation=1, parallel="parallel: {kind: ddp}"))
+    config = read_run(path)
+    rows: Any = [{"input_ids": [1, 2], "labels": [-100, 2]}]
+    with pytest.raises(InputError, match="this one is alone; start with torchrun"):
+        fit(config.recipe, tiny, rows, tmp_path / "o", parallel=config.parallel)
+    group = Group(index=1, count=4, local=1)
+    for changes, arguments, message in (
+        ({"batch_size": 3}, ((), False, False), "batch_size=3 has fewer rows than 4 processes"),
+        ({"optimiser": "sam"}, ((), False, False), "'sam' takes a second gradient"),
+        ({}, ((), True, False), "resume_every keeps the random states of one process"),
+        ({}, ((), False, True), "data comes as ready batches"),
+    ):
+        recipe = Recipe.from_record({**config.recipe.to_record(), **changes})
+        with pytest.raises(InputError, match=message):
+            check_parallel(group, recipe, *arguments)
 
 
 def test_what_a_launcher_said_is_hidden_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
