@@ -51,6 +51,7 @@ NAMES = (
     "null_calibration",
     "overlap_calibration",
     "null_cost",
+    "overlap_worlds",
     "overlap_grid_speed",
     "detection_curve",
     "interval_coverage",

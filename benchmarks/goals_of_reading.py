@@ -2,10 +2,22 @@
 hold.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks import overlap_calibration
 from benchmarks.goals import Figure, Goal, Measured, Values, count, number
+
+
+def _specific(rows: Sequence[Values]) -> int:
+    """Worlds in which the harmful pair lies above permuted pairs and the benign one does not."""
+    p = {
+        (row["world"], row["pair"]): row["p"]
+        for row in rows
+        if row["position"] == "last_prompt" and row["pair"] != "permuted"
+    }
+    worlds = {world for world, _ in p}
+    return sum(p[world, "r8"] <= 0.05 < p[world, "benign"] for world in worlds)
 
 
 def _worst(cases: list[Values], against: str) -> Measured:
@@ -126,6 +138,23 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "coverage of the difference of updates, 11 domains",
         (Goal("≥", ".93"),),
         lambda v: number(v["difference"]["share"], ".3f"),
+    ),
+    (
+        "null_cost",
+        "on SmolLM2: one trained adapter, one gradient draw, in captures of both sides",
+        (Goal("≤", "8"), Goal("≤", "3")),
+        lambda v: tuple(
+            number(row["captures"], ".1f")
+            for name in ("adapter", "gradient")
+            for row in v["rows"]
+            if row["what"] == name
+        ),
+    ),
+    (
+        "overlap_worlds",
+        "worlds in which harmful pairs across domains are specific to harm, last prompt token",
+        (),
+        lambda v: count(_specific(v["across"]), len({row["world"] for row in v["across"]})),
     ),
     (
         "overlap_calibration",
