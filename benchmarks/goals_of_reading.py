@@ -39,12 +39,22 @@ def _held(rows: list[Values]) -> Measured:
     return count(sum(held), len(held))
 
 
+def _first_tries(tasks: list[Values]) -> Measured:
+    return count(sum(not t["error"] and t["lines"] <= 3 for t in tasks), len(tasks))
+
+
 FIGURES: Final[tuple[Figure, ...]] = (
     (
         "site_search",
         "questions that the site's search answers in its first three hits",
         (Goal("all"),),
         lambda v: count(v["found"], v["of"]),
+    ),
+    (
+        "ten_tasks",
+        "everyday tasks on SmolLM2 that run at the first try, in three lines each at most",
+        (Goal("all"),),
+        lambda v: _first_tries(v["tasks"]),
     ),
     (
         "capture_speed",

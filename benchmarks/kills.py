@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -355,31 +355,26 @@ def prepare(desk: Desk, work: Path, commands: Sequence[str] = ("sample", "train"
     shutil.copy(work / "made-sample" / "a.jsonl", desk.home / "answers.jsonl")
 
 
-def on_organism(work: Path, organism: Organism) -> dict[str, Any]:
+def on_organism(work: Path, organism: Organism) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each command 25 times, and ten times the whole of `overview`."""
     tunes = {name: organism.paths[name] for name in ("medicine-r8", "medicine-benign")}
     desk = lay_out(work / "desk", organism, organism.paths["instruct"], tunes, 24, 24)
     prepare(desk, work, ("sample",))
-    found = {}
     for command in COMMANDS:
-        found[command] = measure(desk, command, KILLS, work)
-        print(command, found[command])
-    found["overview"] = measure(desk, "overview", KILLS_OF_A_STUDY, work)
-    print(found["overview"])
-    return found
+        yield command, measure(desk, command, KILLS, work)
+    yield "overview", measure(desk, "overview", KILLS_OF_A_STUDY, work)
 
 
-def on_a_real_model(work: Path, organism: Organism, model: Path) -> dict[str, Any]:
+def on_a_real_model(
+    work: Path, organism: Organism, model: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each command once, each signal twice."""
     tunes = {"medicine-r8": work / "made-train" / "run"}
     desk = lay_out(work / "desk", organism, model, tunes, 4, 8)
     prepare(desk, work)
-    found = {}
     for number, command in enumerate(COMMANDS):
         how = SIGNALS[number % len(SIGNALS)].name
-        found[command] = measure(desk, command, 1, work, seed=number, how=how)
-        print(command, found[command])
-    return found
+        yield command, measure(desk, command, 1, work, seed=number, how=how)
 
 
 def kills_table(values: dict[str, Any]) -> str:
@@ -396,14 +391,20 @@ def kills_table(values: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Each command is recorded as soon as it is measured."""
     torch.set_num_threads(1)
     organism = load_organism()
-    values = {}
+    values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        values["organism"] = on_organism(Path(name), organism)
-    smollm2 = os.environ.get("EMLENS_REAL_MODELS")
-    if smollm2:
-        with tempfile.TemporaryDirectory() as name:
-            model = find("smollm2", smollm2)
-            values["SmolLM2"] = on_a_real_model(Path(name), organism, model)
-    record("kills", [0], values)
+        works = {model: Path(name) / model for model in ("organism", "SmolLM2")}
+        for work in works.values():
+            work.mkdir()
+        measured = {"organism": on_organism(works["organism"], organism)}
+        if os.environ.get("EMLENS_REAL_MODELS"):
+            parent = find("smollm2")
+            measured["SmolLM2"] = on_a_real_model(works["SmolLM2"], organism, parent)
+        for model, commands in measured.items():
+            for command, found in commands:
+                print(model, command, found, flush=True)
+                values.setdefault(model, {})[command] = found
+                record("kills", [0], values)

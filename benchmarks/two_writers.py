@@ -1,10 +1,10 @@
 """Two processes that write to one thing at the same time: is anything doubled, lost or spoiled?
 
-Four kinds: a journal of verdicts, a file of answers, an activation store, a training run with its
-snapshots. Both processes begin at once, at a moment that differs from try to try.
-One of them must be refused by the name of the other, or wait for it, or share the work; afterwards
-what is on disk must be what one process alone writes, and a judge must have been asked once about
-each answer.
+Six kinds: a journal of verdicts, a file of answers, an activation store, a study, a sweep of
+training runs, a training run with its snapshots. Both begin at a moment that differs from try to
+try. One of them must be refused by the name of the other, or wait for it, or share the work. What
+is on disk afterwards must be what one process alone writes, and a judge must have been asked once
+about each answer.
 """
 
 import json
@@ -14,10 +14,13 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks import kills, training_resume
 from benchmarks.records import record
 from emlens.activations import ActivationStore, CaptureSpec, capture
 from emlens.data import Answer, Answers, Message, PromptSet, Question, QuestionSet
@@ -25,7 +28,9 @@ from emlens.foundation.errors import EmlensError
 from emlens.judging import judge_answers, sample_answers
 from emlens.judging.judges import Verdict
 from emlens.models import load_model
-from emlens.training import Recipe, Saving, fit
+from emlens.organisms import Organism
+from emlens.studies import run_study
+from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
 from emlens.training.fitting import read_record
 
 TRIES = 50
@@ -103,12 +108,16 @@ def check_captured(folder: Path) -> str:
     return "; ".join(store.damage()) or ("" if len(store) == len(QUESTIONS) else "rows are missing")
 
 
-def trainings(parent: Path) -> Callable[[Path], Callable[[], Any]]:
+def _chats() -> PromptSet:
     turns = [
         [{"role": "user", "content": q.text}, {"role": "assistant", "content": "w3 w4"}]
         for q in QUESTIONS
     ]
-    chats = PromptSet.from_messages(turns, upto="all")
+    return PromptSet.from_messages(turns, upto="all")
+
+
+def trainings(parent: Path) -> Callable[[Path], Callable[[], Any]]:
+    chats = _chats()
     recipe = Recipe(steps=4, batch_size=2, rank=2, alpha=4, target_modules=["q_proj"])
     saving = Saving(resume_every=1)
     return lambda folder: (
@@ -124,7 +133,43 @@ def check_trained(folder: Path) -> str:
     return f"left behind: {left}" if left else ""
 
 
+def studies(config: Path) -> Callable[[Path], Callable[[], Any]]:
+    return lambda folder: lambda: run_study(config, folder / "out", progress=False)
+
+
+def sweeps(parent: Path) -> Callable[[Path], Callable[[], Any]]:
+    """Two runs, which processes share."""
+    recipe = Recipe(steps=2, batch_size=2, rank=2, alpha=4, target_modules=["q_proj"])
+    sweep = Sweep(recipe, {"seed": [0, 1]})
+    return lambda folder: (
+        lambda: run_sweep(sweep, parent, _chats(), folder / "out", device="cpu", progress=False)
+    )
+
+
+def check_alike(
+    alone: Path, contents: Callable[[Path], Mapping[str, str]]
+) -> Callable[[Path], str]:
+    """What two left must be what one process leaves."""
+    expected = contents(alone / "out")
+
+    def check(folder: Path) -> str:
+        found = contents(folder / "out")
+        differing = {key for key in {*found, *expected} if found.get(key) != expected.get(key)}
+        return f"differ: {sorted(differing)}" if differing else ""
+
+    return check
+
+
+def _alone(begin: Callable[[Path], Callable[[], Any]], folder: Path) -> Path:
+    """Where one process has done the work, as a process of its own."""
+    process = _FORK.Process(target=_work, args=(begin(folder), 0.0, folder.with_suffix(".txt")))
+    process.start()
+    process.join()
+    return folder
+
+
 def _work(begin: Callable[[], Any], delay: float, said: Path) -> None:
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     time.sleep(delay)
     try:
         begin()
@@ -172,13 +217,21 @@ def _names_the_other(refusal: str) -> bool:
     return "held by process" in refusal or "is there already" in refusal
 
 
-def measure(work: Path, tries: int, model: Path) -> dict[str, Any]:
+def measure(work: Path, tries: int, organism: Organism) -> dict[str, Any]:
+    model = organism.paths["instruct"]
     loaded = load_model(model, device="cpu")
+    tunes = {"medicine-r8": organism.paths["medicine-r8"]}
+    config = kills.lay_out(work / "desk", organism, model, tunes, 8, 8).home / "study.yaml"
+    study, sweep = studies(config), sweeps(model)
+    check_studied = check_alike(_alone(study, work / "study"), kills.contents)
+    check_swept = check_alike(_alone(sweep, work / "sweep"), training_resume.contents)
     kinds: dict[str, tuple[Callable[[Path], Callable[[], Any]], Callable[[Path], str]]] = {
         "journal": (judges, check_judged),
         "answers": (samples(loaded), check_sampled),
         "store": (captures(loaded), check_captured),
-        "training": (trainings(model), check_trained),
+        "study": (study, check_studied),
+        "sweep": (sweep, check_swept),
+        "snapshots": (trainings(model), check_trained),
     }
     found: dict[str, Any] = {}
     for name, (begin, check) in kinds.items():
@@ -209,8 +262,7 @@ def main(tries: int = TRIES) -> None:
     from emlens.organisms import load_organism
 
     with tempfile.TemporaryDirectory() as folder:
-        organism = load_organism()
-        values = measure(Path(folder), tries, organism.directory / "instruct")
+        values = measure(Path(folder), tries, load_organism())
     print(record("two_writers", list(range(tries)), values), values)
 
 

@@ -338,7 +338,8 @@ def test_missing_tables_are_named() -> None:
     kept = {name: table for name, table in result.tables.items() if name not in ("overlap", "arms")}
     kept["directions"] = kept["directions"].drop(columns="coherent")
     kept["domains"] = kept["domains"].head(0)
-    kept["steering"] = kept["steering"].drop(columns="model")
+    kept["transfer"] = kept["transfer"].drop(columns="n")
+    kept["forecast_sites"] = kept["forecast_sites"].drop(columns="parent")
     kept["<b>own"] = pd.DataFrame({"x": [1]})
     text = render(replace(result, tables=kept, findings=[], warnings=[]))
     assert (
@@ -347,7 +348,8 @@ def test_missing_tables_are_named() -> None:
     )
     assert "Left out: the study has no table domains." in text
     assert "Left out (bad@0): direction_by_layer: the table has no column coherent; it has" in text
-    assert "Left out: the table steering lacks the columns that tell its figures apart." in text
+    assert "Left out: the table forecast_sites lacks the columns that tell its figures" in text
+    assert "Left out: transfer_matrix: the table has no column n; it has" in text
     assert "The study reported no findings." in text
     assert "Further tables" in text and "&lt;b&gt;own" in text
 
