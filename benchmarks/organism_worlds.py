@@ -137,8 +137,8 @@ def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
                 {
                     "position": row.position,
                     "value": float(row.value),
-                    "null_mean": float(row.null_mean),
-                    "p_holm": float(row.p_holm),
+                    "null_mean": _number(row.null_mean),
+                    "p_holm": _number(row.p_holm),
                     "answered": row.answered,
                 }
                 for row in rows.itertuples()
@@ -150,14 +150,19 @@ def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
                 "kind": row.kind,
                 "position": row.position,
                 "value": float(row.value),
-                "null_mean": float(row.null_mean),
-                "p": float(row.p),
+                "null_mean": _number(row.null_mean),
+                "p": _number(row.p),
                 "answered": row.answered,
             }
             for row in across.itertuples()
         ],
         "findings": [f"{f.status}: {f.sentence}" for f in result.findings],
     }
+
+
+def _number(value: float) -> float | None:
+    """None where it is undefined."""
+    return float(value) if np.isfinite(value) else None
 
 
 def ready(seed: int, plan: OrganismPlan, work: Path) -> Path:
@@ -256,10 +261,14 @@ def goals_table(found: dict[str, Any]) -> str:
 
 
 def _of_overlap(rows: list[dict[str, Any]]) -> str:
-    """Value, mean of the trained null and corrected p, by position."""
-    return ", ".join(
-        f"{row['value']:.2f} ({row['null_mean']:.2f}; {row['p_holm']:.2f})" for row in rows
-    )
+    """Value, mean of the trained null and corrected p, by position; rank 1 is not tested."""
+    cells = []
+    for row in rows:
+        beside = "identity"
+        if row["p_holm"] is not None:
+            beside = f"{row['null_mean']:.2f}; {row['p_holm']:.2f}"
+        cells.append(f"{row['value']:.2f} ({beside})")
+    return ", ".join(cells)
 
 
 def found_table(found: dict[str, Any]) -> str:
@@ -307,6 +316,8 @@ def across_table(found: dict[str, Any]) -> str:
     for kind in ("planted", "unplanted"):
         for seed, world in found[kind].items():
             for row in world["as_found"]["across_domains"]:
+                if row["p"] is None:
+                    continue  # with a fine-tune of rank 1, which is an identity
                 lines.append(
                     f"| {kind} {seed} | {row['kind']} | {row['position']} | {row['value']:.2f} |"
                     f" {row['null_mean']:.2f} | {row['p']:.3f} | {row['answered']} |"
