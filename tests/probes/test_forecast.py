@@ -501,7 +501,7 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
         given=dict.fromkeys(acts.ids, 3.0),
     )
     refused(
-        "groups='domain' is unknown; pass None, 'group', id → label or one label per row",
+        "groups='domain' is unknown; pass None, 'group', id → label, or one label per row",
         design=design(groups="domain"),
     )
     refused("groups has 1 labels for 12 rows; pass one label per row", design=design(groups=["a"]))
