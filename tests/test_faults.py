@@ -25,8 +25,8 @@ HOW = {
     "train": "SIGKILL",
     "screen": "SIGTERM",
 }
-"""A signal a command. In a process of many tests before it, SIGINT did not end `train`, for a reason
-that was not found; alone it does (`python -m benchmarks kills`).
+"""A signal a command. In a process of many tests before it, SIGINT did not end `train`; the reason
+was not found. Alone it does (`python -m benchmarks kills`).
 """
 SMALL_FILES = 700
 """Bytes that a file may have on a disk that is full."""
