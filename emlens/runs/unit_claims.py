@@ -7,8 +7,8 @@ when its work raised, or by the worker that finds the owner dead:
 
 * at once, where owner and finder share a machine and the owner's process is gone (same boot, same
   process id namespace; a reused process id is recognised by its start time);
-* otherwise, and where a claim is damaged, when the heartbeat did not move for `lease` seconds *as the
-  finder measures*: clocks are never compared.
+* otherwise, and where a claim is damaged, when the heartbeat did not move for `lease` seconds *as
+  the finder measures*: clocks are never compared.
 
 The next attempt is n + 1, so that of two finders only one takes over. A machine that was suspended
 is taken over too; if it wakes, its answer counts only where there is none yet. A process that hangs
