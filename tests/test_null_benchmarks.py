@@ -2,6 +2,10 @@
 cannot rot.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -127,6 +131,23 @@ def test_adapters_are_called_by_each_null_and_counted_over_domains() -> None:
     assert "| trained | medicine | a | 1 of 2 | 0.300 | 0.200 |" in (
         overlap_calibration.level_table({"level": rows})
     )
+
+
+def test_any_split_of_exchangeable_pairs_calls_one_in_twenty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    cells = [
+        {"pair": pair, "position": position, "statistic": "prompt_cosine", "value": rng.random()}
+        for pair in range(59)
+        for position in overlap_worlds.POSITIONS
+    ]
+    pairs = SimpleNamespace(of=lambda first, second: SimpleNamespace(cells=pd.DataFrame(cells)))
+    monkeypatch.setattr(overlap_worlds, "DomainPairs", pairs)
+    nothing: Any = None
+    counts = overlap_worlds.called_by_split(nothing, nothing, 20, 1500, 0)
+    assert counts.shape == (1500, 2)
+    assert counts.mean(axis=0) / 20 == pytest.approx(2 / 40, abs=0.006)
 
 
 def test_pairs_across_domains_are_counted_over_worlds() -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.scores import AlignmentScores
-from emlens.foundation.choices import require_choice
+from emlens.foundation.choices import require_choice, require_kind
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
@@ -215,6 +215,12 @@ class _Likelihood:
 
 
 def _require_reference_answers(questions: QuestionSet, careful: str, harmful: str) -> None:
+    require_kind(
+        questions,
+        QuestionSet,
+        "questions",
+        "a QuestionSet with reference answers; answers to texts alone can be sampled and judged",
+    )
     without = [q.id for q in questions if not q.answers.get(careful) or not q.answers.get(harmful)]
     if without:
         raise InputError(

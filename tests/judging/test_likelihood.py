@@ -154,6 +154,12 @@ def test_a_model_that_gives_nan_is_not_called_misaligned(good: float, bad: float
         scored(good, bad)
 
 
+def test_texts_without_reference_answers_are_refused_in_one_line() -> None:
+    texts: Any = ["How are you?"]
+    with pytest.raises(InputError, match="questions is a list; pass a QuestionSet with reference"):
+        score_by_likelihood(SimpleNamespace(name="x"), texts)  # type: ignore[arg-type]
+
+
 def test_questions_without_both_kinds_are_refused() -> None:
     lacking = QuestionSet([Question("q1", "x"), Question("q2", "y", answers={"careful": ("a",)})])
     with pytest.raises(
