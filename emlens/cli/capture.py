@@ -1,5 +1,6 @@
 """`emlens capture`: residual streams of a model, or of its adapters, into stores."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,7 @@ def capture(
     """Capture activations. Killed at any moment, the same command goes on."""
     from emlens.activations import capture as capture_model
 
+    _require_one_process()
     values = read_settings(settings or (), SETTINGS)
     rows = _prompts(prompts, answers)
     spec = _spec(sites, layers, positions, values)
@@ -84,6 +86,21 @@ def capture(
         print_line(
             f"{name}: {record['rows']} rows, {record['sites']} sites,"
             f" {', '.join(record['positions'])} in {record['store']}"
+        )
+
+
+def _require_one_process() -> None:
+    """Refuse, before a model is loaded, what several ranks would do to one store."""
+    from emlens.foundation.errors import InputError
+    from emlens.runs.ranks import rank_from_environment
+
+    # tasks of a Slurm array may well write stores of their own
+    own = {name: value for name, value in os.environ.items() if "ARRAY" not in name}
+    ranks = rank_from_environment(own, needed=False).count
+    if ranks > 1:
+        raise InputError(
+            f"{ranks} processes were started for one capture; start one, or share the work with"
+            " capture_over and RankExecutor, as docs/running.md does"
         )
 
 

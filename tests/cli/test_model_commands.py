@@ -100,6 +100,13 @@ def test_capture_writes_a_store_per_model(
     assert code == 0 and "2 rows" in said
     code, _, err = run(monkeypatch, capsys, *words[:-1], "first", *prompts)
     assert code == 2 and "--layers 'first' are no whole numbers" in err
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert run(monkeypatch, capsys, *words, *prompts)[0] == 0  # an array of commands
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    code, _, err = run(monkeypatch, capsys, *words, *prompts)
+    assert code == 2 and "2 processes were started for one capture" in err
 
 
 def test_direction_from_two_files_of_texts(
