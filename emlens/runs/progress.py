@@ -1,4 +1,4 @@
-"""A progress bar on stderr with the time left; one line a finished part where nobody watches.
+"""A progress bar on stderr with the time left; lines about finished work where nobody watches.
 
 The time left is what remains divided by the mean rate since this bar began. What was done before
 (`done`, work found finished on disk) moves the bar but says nothing about the rate; before the
@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from emlens.foundation.files import one_line
 
 _open = 0
+_QUIET_SECONDS: Final = 10.0
+"""Without a terminal, work that is shorter than this says nothing."""
 
 
 def seconds_left(total: float, completed: float, done: float, elapsed: float) -> float | None:
@@ -21,6 +24,43 @@ def seconds_left(total: float, completed: float, done: float, elapsed: float) ->
     if done_since <= 0:
         return None
     return max(0.0, (total - completed) * elapsed / done_since)
+
+
+class _Log:
+    """Lines in place of a bar: one a part that has a name, else one a tenth of the work."""
+
+    def __init__(self, title: str, total: float, done: float):
+        self._title, self._total, self._done = title, total, done
+        self._completed = done
+        self._parts_have_names = False
+        self._tenths_said = self._tenths()
+        self._began = self._said = time.monotonic()
+
+    def step(self, amount: float, made: int) -> None:
+        """Say how far the work is, at most once a tenth and once a while."""
+        self._completed += amount
+        now = time.monotonic()
+        is_new = self._tenths() > self._tenths_said and now - self._said >= _QUIET_SECONDS
+        if self._parts_have_names or not is_new:
+            return
+        self._tenths_said, self._said = self._tenths(), now
+        elapsed = now - self._began
+        left = seconds_left(self._total, self._completed, self._done, elapsed) or 0.0
+        share = self._completed / self._total
+        self._say(f"{share:.0%} after {_clock(elapsed)}, {_clock(left)} left")
+
+    def begun(self, name: str) -> None:
+        self._parts_have_names = True
+
+    def ended(self, name: str, seconds: float) -> None:
+        self._say(f"{name}, {_clock(seconds)}")
+
+    def _tenths(self) -> int:
+        return int(10 * self._completed / self._total) if self._total else 0
+
+    def _say(self, line: str) -> None:
+        sys.stderr.write(f"{one_line(f'{self._title}: {line}')}\n")
+        sys.stderr.flush()
 
 
 class Advance:
@@ -64,8 +104,9 @@ def progress_bar(
     and the bar shows their mean number a second.
 
     Its `part(name)` names the part that is running. Nothing is drawn when `show` is False, inside
-    another bar, or when stderr is not a terminal: then there is one line a finished part. `done` is
-    the part of `total` that was finished before.
+    another bar, or when stderr is not a terminal: then there is one line a finished part, or a
+    tenth of the work where its parts have no names and it is long. `done` is the part of `total`
+    that was finished before.
 
     Args:
         title: what is being done.
@@ -74,8 +115,9 @@ def progress_bar(
         yield Advance()
         return
     if not sys.stderr.isatty():
+        log = _Log(title, total, done)
         with _opened():
-            yield Advance(ended=lambda name, seconds: _say(f"{title}: {name}, {_clock(seconds)}"))
+            yield Advance(log.step, log.begun, log.ended)
         return
     from rich.console import Console
     from rich.progress import (
@@ -135,11 +177,6 @@ def _opened() -> Iterator[None]:
         yield
     finally:
         _open -= 1
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{one_line(line)}\n")
-    sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from emlens.runs import progress
 from emlens.runs.progress import progress_bar
 
 
-def test_silent_where_nobody_watches(capfd):
+def test_short_work_is_silent_without_a_terminal(capfd):
     with progress_bar("work", 3) as advance:
         advance()
         advance(2.0)
@@ -26,6 +26,18 @@ def test_without_a_terminal_a_finished_part_is_a_line(capsys):
     with progress_bar("quiet", 1, show=False) as bar, bar.part("profile"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_long_work_says_each_tenth(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress_bar("capture", 40, done=20) as advance:  # 20 of 40 were found done
+        for _ in range(20):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "capture: 60% after 00:20, 01:20 left"  # 4 of 20 steps in 20 s
+    assert lines[-1] == "capture: 100% after 01:40, 00:00 left"
+    assert len(lines) == 5
 
 
 def test_on_a_terminal_the_running_part_is_named(capsys, monkeypatch):
