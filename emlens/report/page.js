@@ -351,7 +351,8 @@ var emlens = (function () {
       // what is still being unpacked has no drawing yet
       if (isFolded(slot.node) || !slot.variant || !slot.plot.data) { return; }
       slot.draw();
-      Plotly.relayout(slot.plot, { autosize: false, width: slot.plot.clientWidth });
+      var zoom = Number(getComputedStyle(slot.plot).zoom) || 1;
+      Plotly.relayout(slot.plot, { autosize: false, width: Math.floor(slot.plot.parentNode.clientWidth / zoom) });
     });
   });
   window.addEventListener("afterprint", function () {

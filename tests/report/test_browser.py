@@ -384,16 +384,20 @@ def test_the_page_prints_on_few_pages_with_its_statements(
     shut = page.evaluate("document.querySelectorAll('details:not([open])').length")
     pages = page.pdf(format="A4")
     assert 1 <= len(re.findall(rb"/Type\s*/Page[^s]", pages)) <= MOST_PAGES
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")  # still as wide as the screen
     page.emulate_media(media="print")
     page.set_viewport_size({"width": PAPER, "height": 1000})
-    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    right, across, statement = page.evaluate("""[
+    right, over, across, statement = page.evaluate("""[
       [...document.querySelectorAll('.plot svg.main-svg, table')].filter(e => e.checkVisibility())
         .map(e => e.getBoundingClientRect().right),
+      [...document.querySelectorAll('.plot svg.main-svg')].filter(e => e.checkVisibility())
+        .map(e => e.getBoundingClientRect().right
+          - e.closest('figure').getBoundingClientRect().right),
       document.documentElement.scrollWidth,
       [...document.querySelectorAll('.statements .findings li')].every(e => e.checkVisibility())
     ]""")
     assert across <= PAPER and len(right) > 5 and max(right) <= PAPER and statement
+    assert len(over) > 5 and max(over) <= 0  # nothing is cut off at the edge of its frame
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1300, "height": 900})
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
