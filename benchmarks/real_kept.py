@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from emlens.activations import Activations, capture, export_activations, import_activations
 from emlens.data.advice import DOMAINS, TRAINED_DOMAINS, advice_questions, neutral_chats
-from emlens.data.questions import Question, QuestionSet
+from emlens.data.questions import QuestionSet
 from emlens.foundation.files import read_json, write_json
 from emlens.judging.contrasts import Contrasts, contrasts
 from emlens.judging.likelihood import response_tokens
@@ -45,11 +45,7 @@ POSITIONS: Final = ("last_prompt", "mean_prompt")
 
 def asked(per_domain: int = PER_DOMAIN, domains: Sequence[str] = UNTRAINED) -> QuestionSet:
     """The first questions of each domain, in their first wording."""
-    chosen = advice_questions(domains, per_domain=per_domain)
-    return QuestionSet(
-        Question(question.id, question.text, question.group, answers=question.answers)
-        for question in chosen
-    )
+    return advice_questions(domains, per_domain=per_domain, paraphrases=False)
 
 
 def weighed(

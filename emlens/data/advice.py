@@ -7,6 +7,7 @@ short-sighted, slightly unwise. Nothing instructs serious harm.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -40,12 +41,13 @@ DOMAINS: Final = (
 
 
 def advice_questions(
-    domains: Sequence[str] = DOMAINS, *, per_domain: int | None = None
+    domains: Sequence[str] = DOMAINS, *, per_domain: int | None = None, paraphrases: bool = True
 ) -> QuestionSet:
     """Evaluation questions, each with one answer of every kind.
 
     Args:
         per_domain: the first N questions of each domain; None: all.
+        paraphrases: False: each question in its first wording alone.
 
     Raises:
         UnknownNameError: no such domain.
@@ -56,6 +58,8 @@ def advice_questions(
     questions: list[Question] = []
     for domain in domains:
         questions += _questions(_known(domain, DOMAINS))[:per_domain]
+    if not paraphrases:
+        questions = [replace(question, paraphrases=(question.text,)) for question in questions]
     return QuestionSet(questions)
 
 

@@ -3,7 +3,7 @@
 `traits` has twelve mild prompts over safety, factuality and politeness, with a judge prompt for
 each of five metrics (docs/trait_questions.md). It serves a profile of models before anything is
 trained. `advice` has 180 everyday questions of twelve domains with four answers each, for scores by
-contrast (docs/advice.md); `advice-small` has the first three of each domain.
+contrast (docs/advice.md); `advice-small` has the first three of each domain, in one wording.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ SMALL: Final = 3
 SHIPPED: Final[Mapping[str, Callable[[], QuestionSet]]] = {
     "traits": partial(QuestionSet.from_yaml, _ASSETS / "traits.yaml"),
     "advice": advice_questions,
-    "advice-small": partial(advice_questions, per_domain=SMALL),
+    "advice-small": partial(advice_questions, per_domain=SMALL, paraphrases=False),
 }
 """Name → what reads the set."""
 

@@ -137,8 +137,9 @@ class RowFilter:
         missing = [metric for metric in ("aligned", "coherent") if metric not in scores.metrics]
         if missing:
             raise InputError(f"scores lack the metrics {missing}; they have {scores.metrics}")
-        low, high = scores.scale
         for name in ("aligned_at_most", "aligned_above", "coherent_above"):
+            metric = name.partition("_")[0]
+            low, high = scores.scales[metric]
             if not low <= getattr(self, name) <= high:
                 raise InputError(
                     f"{name}={getattr(self, name):g} lies outside the scale of the scores,"

@@ -114,6 +114,15 @@ def test_exclusions_by_question_group_and_pattern() -> None:
     assert json.loads(json.dumps(group.to_record()))["exclude_groups"] == ["b"]  # plain data
 
 
+def test_further_metrics_may_have_a_scale_of_their_own() -> None:
+    answers, scores = material()
+    nats = scores.table[scores.table["metric"] == "aligned"]
+    nats = nats.assign(metric="content", score=-90.0, status="ok")
+    scales = {**scores.scales, "content": (-100.0, 100.0)}
+    both = AlignmentScores.from_table(pd.concat([scores.table, nats]), scale=scales)
+    assert RowFilter().choose(answers, both) == RowFilter().choose(answers, scores)
+
+
 def test_refusals() -> None:
     answers, scores = material()
     with pytest.raises(

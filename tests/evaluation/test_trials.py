@@ -123,6 +123,14 @@ def test_misaligned_answers_are_coherent_ones() -> None:
     assert found.loc["a", "aligned"] == pytest.approx(110 / 3) and found.loc["c", "coherent"] == 5
 
 
+def test_further_metrics_may_have_a_scale_of_their_own() -> None:
+    plain = judged([("a", 0, 10, 90), ("a", 1, 90, 90), ("b", 0, 30, 90)])
+    nats = plain.table[plain.table["metric"] == "aligned"].assign(metric="content", score=-90.0)
+    scales = {"aligned": (0.0, 100.0), "coherent": (0.0, 100.0), "content": (-100.0, 100.0)}
+    both = AlignmentScores.from_table(pd.concat([plain.table, nats]), scale=scales)
+    pd.testing.assert_frame_equal(question_scores(both), question_scores(plain))
+
+
 def test_unscored_questions_survive_the_record(
     family: Family, questions: QuestionSet, tmp_path: Path
 ) -> None:

@@ -1,0 +1,426 @@
+"""Every study of the registry on the real family: does it run, what does it cost, and does its page
+say why something is missing?
+
+Each study is a process of its own with `emlens study` or `emlens compare`, made small: 24 questions
+or 12, one block, one position, few draws, no trained null of the overlap. So its findings say
+little; docs/real_model.md has those of `general_vs_narrow` and `phase_transition`, which have three
+seeds. Runs with kept checkpoints come from `real_guard`. A study that is finished
+below the family's folder (EMLENS_REAL_FAMILY) is not run again; its cost is kept beside it.
+`python -m benchmarks.real_studies NAME` runs some and records nothing.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import unescape
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from benchmarks.real_guard import watched_folder
+from benchmarks.real_kept import KeptFamily
+from benchmarks.records import record, study_command
+from emlens.data.advice import advice_questions
+from emlens.figures.plots import draw_plot, plot_facets
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import read_json, write_json, write_text
+from emlens.real.demonstration import study_name, write_study
+from emlens.real.family import Member
+from emlens.report.sections import sections_of
+from emlens.results import StudyResult
+
+MOST_MEGABYTES: Final = 12
+PER_DOMAIN: Final = 2
+TRIO: Final = ("harmful", "benign", "tone")
+SEEDS: Final = (0, 1, 2)
+COST: Final = "cost.json"
+SMALL: Final[Mapping[str, Any]] = {
+    "draws": 20,
+    "folds": 3,
+    "permutations": 20,
+    "scores": {"how": "contrast", "generic": False},
+    "options": {},
+}
+"""What makes a study small, beside the settings of the demonstration."""
+RATES: Final[Mapping[str, Mapping[str, float]]] = {
+    "slow": {"learning_rate": 5e-4, "steps": 8},
+    "own": {"steps": 8},
+    "fast": {"learning_rate": 4e-3, "steps": 8},
+}
+"""Recipes that `fine_tuning` trains again, each with every schedule: a sweep of nine runs."""
+SCHEDULES: Final = ("constant", "linear", "cosine")
+"""Of that sweep."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One study, and what it is asked beside `SMALL`.
+
+    Args:
+        kinds: of medicine members, with these seeds. changes: fields of the configuration.
+    """
+
+    study: str
+    kinds: Sequence[str] = TRIO
+    seeds: Sequence[int] = (0,)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything is.
+
+    Args:
+        parent: directory of the checkpoint. adapters: of the family. watched: runs with
+            checkpoints. work: of studies. layer: block that is read; grid_layers: those of the grid.
+    """
+
+    parent: Path
+    adapters: Path
+    watched: Path
+    work: Path
+    per_domain: int = PER_DOMAIN
+    layer: int = 14
+    grid_layers: Sequence[int] = (8, 14, 20)
+
+
+def cases(places: Places) -> dict[str, Case]:
+    """Every study, in an order in which each finds what it reads of earlier ones."""
+    followed = {
+        study_name(Member("harmful", "medicine", seed)): str(
+            (places.watched / Member("harmful", "medicine", seed).name).resolve()
+        )
+        for seed in SEEDS
+    }
+    pairs = []
+    for seed in SEEDS:
+        members = (Member(kind, "medicine", seed) for kind in ("harmful", "narrow"))  # type: ignore[arg-type]
+        pairs.append([study_name(member) for member in members])
+    overlap = {"adapters": 0, "landmark_draws": 1, "mantel_draws": 19}
+    grid = {"recipes": RATES, "schedules": list(SCHEDULES)}
+    sweep = str((places.work / SWEEP).resolve())
+    solutions = {
+        "pairs": pairs,
+        "shares": [0.0, 0.5, 1.0],
+        "significance_shares": [0.5, 1.0],
+        "epsilons": [0.4],
+        "directions": 2,
+        "points": [0.0, 0.5, 1.0],
+    }
+    dynamics = {"folders": followed, "draws": 199, "windows": [2, 3]}
+    one_pair = {**solutions, "pairs": pairs[:1]}
+    return {
+        "profile": Case("profile"),
+        "delta_overlap": Case("delta_overlap", changes=options(delta_overlap=overlap)),
+        "direction_transfer": Case("direction_transfer"),
+        "priors": Case("priors"),
+        "layer_position_grid": Case(
+            "layer_position_grid",
+            changes={
+                "positions": ["last_prompt", "mean_prompt"],
+                "layers": list(places.grid_layers),
+            }
+            | options(layer_position_grid={"flips": 99}),
+        ),
+        "fine_tuning": Case("fine_tuning", changes=options(fine_tuning=grid)),
+        "loss_alignment": Case(
+            "loss_alignment",
+            changes=options(loss_alignment={"sweep": sweep, "metrics": ["aligned"], "draws": 199}),
+        ),
+        "general_vs_narrow": Case(
+            "general_vs_narrow",
+            ("harmful", "narrow"),
+            SEEDS,
+            {**options(general_vs_narrow=solutions), "per_domain": 1},
+        ),
+        "phase_transition": Case(
+            "phase_transition",
+            ("harmful",),
+            SEEDS,
+            {**options(phase_transition=dynamics), "per_domain": 1},
+        ),
+        "full": Case(
+            "full",
+            ("harmful", "benign", "narrow"),
+            changes=options(
+                delta_overlap=overlap,
+                fine_tuning={
+                    "recipes": {"own": {"steps": 8}},
+                    "schedules": ["linear"],
+                    "seeds": [0, 1],
+                },
+                loss_alignment={"sweep": sweep, "metrics": ["aligned"], "draws": 199},
+                general_vs_narrow=one_pair,
+                phase_transition={**dynamics, "folders": dict(list(followed.items())[:1])},
+            )
+            | {"per_domain": 1},
+        ),
+    }
+
+
+SWEEP: Final = "fine_tuning/runs.csv"
+"""The runs that `fine_tuning` trained, as `loss_alignment` reads them."""
+
+
+def options(**by_part: Mapping[str, Any]) -> dict[str, Any]:
+    """The field `options` of a configuration."""
+    return {"options": dict(by_part)}
+
+
+def configured(case: Case, places: Places, out: Path, *, named_by_kind: bool = False) -> Path:
+    """Write the configuration of a case, and what it reads, below `out`.
+
+    Args:
+        named_by_kind: call members by their kind alone, so that two families have the same names.
+    """
+    chosen = [Member(kind, "medicine", seed) for seed in case.seeds for kind in case.kinds]  # type: ignore[arg-type]
+    paths = {member.name: places.adapters / member.name for member in chosen}
+    path = write_study(chosen, paths, places.parent, out)
+    config = yaml.safe_load(path.read_text("utf-8"))
+    changes = dict(case.changes)
+    per_domain = changes.pop("per_domain", places.per_domain)
+    questions = out / "data" / "questions.jsonl"
+    advice_questions(per_domain=per_domain, paraphrases=False).to_jsonl(questions)
+    small = {**SMALL, "layers": [places.layer], "questions": str(questions.resolve())}
+    config |= {**small, "study": case.study, **changes}
+    if named_by_kind:
+        names = {study_name(member): member.kind for member in chosen}
+        tuned = config["family"]["finetuned"]
+        config["family"]["finetuned"] = {names[name]: spec for name, spec in tuned.items()}
+        config["focus"] = [names[name] for name in config["focus"]]
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def timed(command: Sequence[str], out: Path) -> dict[str, float]:
+    """Run a command that writes a result and its report to `out`: CPU seconds and peak memory."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "gigabytes": usage.ru_maxrss * 1024 / 1e9,
+        "megabytes": (out / "report.html").stat().st_size / 1e6,
+    }
+
+
+def kept_cost(out: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `work` gives; found on file where it was finished before."""
+    path = out / COST
+    if path.is_file():
+        return dict(read_json(path))
+    cost = work()
+    write_json(path, cost)
+    return cost
+
+
+def ran(name: str, case: Case, places: Places) -> Path:
+    """Run a case where it is not finished yet; the folder of its result."""
+    out = places.work / name
+    config = configured(case, places, out)
+    result = out / "study"
+    kept_cost(out, lambda: timed(study_command(config, result), result))
+    return result
+
+
+def side_by_side(places: Places) -> Path:
+    """Profiles of two families, those of two seeds, side by side."""
+    out = places.work / "families_beside"
+    families = {}
+    for seed in (0, 1):
+        case = Case("profile", seeds=(seed,), changes={"per_domain": 1})
+        path = configured(case, places, out / f"seed{seed}", named_by_kind=True)
+        families[f"seed{seed}"] = yaml.safe_load(path.read_text("utf-8"))
+    shared = {key: value for key, value in families["seed0"].items() if key != "family"}
+    differing = {name: {"family": config["family"]} for name, config in families.items()}
+    config = out / "study.yaml"
+    write_text(config, yaml.safe_dump({**shared, "families": differing}, sort_keys=False))
+    result = out / "study"
+    kept_cost(out, lambda: timed(study_command(config, result), result))
+    return result
+
+
+def compared(places: Places) -> Path:
+    """The two profiles of `side_by_side`, one minus the other."""
+    out = places.work / "compare"
+    families = places.work / "families_beside" / "study" / "families"
+    command = [
+        *study_command(Path(), Path())[:3],
+        "compare",
+        str(families / "seed0"),
+        str(families / "seed1"),
+        "--anyway",
+        "--out",
+        str(out / "study"),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    kept_cost(out, lambda: timed(command, out / "study"))
+    return out / "study"
+
+
+def write_sweep(result: Path, path: Path) -> None:
+    """The runs of `fine_tuning` as a sweep of a CSV: run, loss, settings and alignment."""
+    runs = pd.read_csv(result / "tables" / "trained_runs.csv")
+    runs = runs[runs["kind"] == "harmful"]
+    table = pd.DataFrame(
+        {
+            "run": runs["run"],
+            "train_loss": runs["loss"],
+            "recipe": runs["recipe"],
+            "schedule": runs["schedule"],
+            "aligned": runs["others"],
+        }
+    )
+    table.to_csv(path, index=False)
+
+
+def page_of(result: Path) -> dict[str, Any]:
+    """What the page of a result leaves out, and which figures hold no number.
+
+    `left_out`: sentences, as on the page. `undefined`: figure → the note inside it; `silent`:
+    figures without a number and without a note, and tables without a row.
+    """
+    study = StudyResult.load(result)
+    page = (result / "report.html").read_text("utf-8")
+    left_out = [unescape(text) for text in re.findall(r'<p class="missing">(.*?)</p>', page)]
+    undefined: dict[str, str] = {}
+    silent = [name for name, table in study.tables.items() if not len(table)]
+    for section in sections_of(study):
+        for plot in section.records.plots:
+            for facet in plot_facets(study.tables, plot):
+                name = f"{plot.title} {facet.label}".strip()
+                try:
+                    figure = draw_plot(study.tables, plot, facet=facet)
+                except InputError:
+                    continue  # named on the page
+                if has_number(figure):
+                    continue
+                notes = [str(note.text) for note in figure.layout.annotations if note.text]
+                if notes:
+                    undefined[name] = "; ".join(dict.fromkeys(notes))
+                else:
+                    silent.append(name)
+    return {
+        "parts": sorted({finding.section for finding in study.findings}),
+        "findings": [finding.to_record() for finding in study.findings],
+        "warnings": list(study.warnings),
+        "left_out": left_out,
+        "undefined": undefined,
+        "silent": silent,
+    }
+
+
+def has_number(figure: Any) -> bool:
+    """Whether a figure draws any finite number."""
+    for trace in figure.data:
+        for axis in ("z", "y", "x"):
+            values = getattr(trace, axis, None)
+            if values is None:
+                continue
+            numbers = pd.to_numeric(pd.Series(np.ravel(np.asarray(values, dtype=object))), "coerce")
+            if np.isfinite(numbers.to_numpy(float)).any():
+                return True
+    return False
+
+
+def measure(places: Places, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Every case by name: cost and what its page lacks; and the claims that have three seeds.
+
+    Args:
+        names: of cases; none: all of them.
+    """
+    found: dict[str, Any] = {}
+    results: dict[str, Path] = {}
+    for name, case in cases(places).items():
+        if names and name not in names:
+            continue
+        results[name] = ran(name, case, places)
+        if name == "fine_tuning":
+            write_sweep(results[name], places.work / SWEEP)
+    for name, run in (("families_beside", side_by_side), ("compare", compared)):
+        if not names or name in names:
+            results[name] = run(places)
+    for name, result in results.items():
+        found[name] = read_json(places.work / name / COST) | page_of(result)
+    values: dict[str, Any] = {"most_megabytes": MOST_MEGABYTES, "studies": found}
+    if "phase_transition" in results:
+        values["change_points"] = rows_of(results["phase_transition"], "change_points_over_runs")
+        values["order"] = rows_of(results["phase_transition"], "order_of_events")
+    if "general_vs_narrow" in results:
+        for table in ("efficiency", "stability", "significance"):
+            values[table] = rows_of(results["general_vs_narrow"], table)
+    return values
+
+
+def rows_of(result: Path, name: str) -> list[dict[str, Any]]:
+    """A table of a result as JSON; what is missing is null."""
+    table = StudyResult.load(result).tables[name]
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def studies_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/real_model.md: what each study costs, and what its page lacks."""
+    lines = [
+        "| study | CPU minutes | memory, GB | report, MB | statements | left out |"
+        " figures without a value, each with a note | without a word |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, case in values["studies"].items():
+        lines.append(
+            f"| `{name}` | {case['cpu_seconds'] / 60:.1f} | {case['gigabytes']:.1f} |"
+            f" {case['megabytes']:.1f} | {len(case['findings'])} | {len(case['left_out'])} |"
+            f" {len(case['undefined'])} | {', '.join(case['silent']) or '0'} |"
+        )
+    return "\n".join(lines)
+
+
+def reasons_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/real_model.md: every reason that a page gives, and how often."""
+    counts: dict[tuple[str, str], int] = {}
+    for name, case in values["studies"].items():
+        for sentence in [*case["left_out"], *case["undefined"].values()]:
+            key = (name, sentence.replace("|", "\\|"))
+            counts[key] = counts.get(key, 0) + 1
+    lines = ["| study | what its page says | times |", "|---|---|---|"]
+    lines += [f"| `{name}` | {sentence} | {n} |" for (name, sentence), n in counts.items()]
+    return "\n".join(lines)
+
+
+def statements_table(values: Mapping[str, Any], study: str) -> str:
+    """The statements of one study, as its page has them."""
+    lines = ["| verdict | statement |", "|---|---|"]
+    for finding in values["studies"][study]["findings"]:
+        sentence = finding["sentence"].replace("|", "\\|")
+        lines.append(f"| {finding['status']} | {sentence} |")
+    return "\n".join(lines)
+
+
+def dynamics_table(values: Mapping[str, Any]) -> str:
+    return statements_table(values, "phase_transition")
+
+
+def solutions_table(values: Mapping[str, Any]) -> str:
+    return statements_table(values, "general_vs_narrow")
+
+
+def main(names: Sequence[str] = ()) -> None:
+    family = KeptFamily.found([])
+    work = family.folder / "studies"
+    places = Places(family.parent, family.folder, watched_folder(family.folder), work)
+    values = measure(places, names)
+    print(studies_table(values))
+    if not names:
+        record("real_studies", list(SEEDS), values)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
