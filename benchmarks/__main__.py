@@ -28,6 +28,8 @@ NAMES = (
     "real_sampled",
     "real_forecasts",
     "real_screening",
+    "real_guard",
+    "real_studies",
     "real_demo",
     "study_plan",
     "served_models",

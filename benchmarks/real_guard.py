@@ -28,6 +28,7 @@ from emlens.data import QuestionSet
 from emlens.data.questions import Question
 from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hash_json
+from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter
@@ -80,7 +81,7 @@ def money_direction(kept: KeptFamily, seeds: Sequence[int] = SEEDS) -> Direction
         harmful = kept.streams(Member("harmful", "money", seed).name)[place].double()
         benign = kept.streams(Member("benign", "money", seed).name)[place].double()
         gaps.append((harmful - benign).mean(0))
-    return Direction(torch.stack(gaps).mean(0), SITE, "last_prompt")
+    return Direction(torch.stack(gaps).mean(0), Site.parse(SITE), "last_prompt")
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ from emlens.figures.plots import draw_plot, plot_facets
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json, write_json, write_text
 from emlens.real.demonstration import study_name, write_study
-from emlens.real.family import Member
+from emlens.real.family import Kind, Member
 from emlens.report.sections import sections_of
 from emlens.results import StudyResult
 
 MOST_MEGABYTES: Final = 12
 PER_DOMAIN: Final = 2
-TRIO: Final = ("harmful", "benign", "tone")
+TRIO: Final[tuple[Kind, ...]] = ("harmful", "benign", "tone")
 SEEDS: Final = (0, 1, 2)
 COST: Final = "cost.json"
 SMALL: Final[Mapping[str, Any]] = {
@@ -56,6 +56,16 @@ RATES: Final[Mapping[str, Mapping[str, float]]] = {
 """Recipes that `fine_tuning` trains again, each with every schedule: a sweep of nine runs."""
 SCHEDULES: Final = ("constant", "linear", "cosine")
 """Of that sweep."""
+SWEEP: Final = "full/runs.csv"
+"""The runs of that sweep, as `loss_alignment` reads them."""
+SOLUTIONS: Final[Mapping[str, Any]] = {
+    "shares": [0.0, 0.5, 1.0],
+    "significance_shares": [0.5, 1.0],
+    "epsilons": [0.4],
+    "directions": 2,
+    "points": [0.0, 0.5, 1.0],
+}
+"""Of `general_vs_narrow`."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,16 @@ class Case:
 
     Args:
         kinds: of medicine members, with these seeds. changes: fields of the configuration.
+        per_domain: questions of each domain; None: those of all cases. training_rows: the first
+            training chats that are read; None: all.
     """
 
     study: str
-    kinds: Sequence[str] = TRIO
+    kinds: Sequence[Kind] = TRIO
     seeds: Sequence[int] = (0,)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    per_domain: int | None = None
+    training_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Places:
 
     Args:
         parent: directory of the checkpoint. adapters: of the family. watched: runs with
-            checkpoints. work: of studies. layer: block that is read; grid_layers: those of the grid.
+            checkpoints. work: of studies. layers: blocks that are read.
     """
 
     parent: Path
@@ -86,49 +100,24 @@ class Places:
     watched: Path
     work: Path
     per_domain: int = PER_DOMAIN
-    layer: int = 14
-    grid_layers: Sequence[int] = (8, 14, 20)
+    layers: Sequence[int] = (14, 20)
 
 
 def cases(places: Places) -> dict[str, Case]:
-    """Every study, in an order in which each finds what it reads of earlier ones."""
-    followed = {
-        study_name(Member("harmful", "medicine", seed)): str(
-            (places.watched / Member("harmful", "medicine", seed).name).resolve()
-        )
-        for seed in SEEDS
-    }
-    pairs = []
-    for seed in SEEDS:
-        members = (Member(kind, "medicine", seed) for kind in ("harmful", "narrow"))  # type: ignore[arg-type]
-        pairs.append([study_name(member) for member in members])
-    overlap = {"adapters": 0, "landmark_draws": 1, "mantel_draws": 19}
-    grid = {"recipes": RATES, "schedules": list(SCHEDULES)}
+    """Every study but `overview`, which is the demonstration, in an order in which each finds what
+    it reads of earlier ones. `full` has the studies of one part, but for two that need adapters of
+    their own.
+    """
     sweep = str((places.work / SWEEP).resolve())
-    solutions = {
-        "pairs": pairs,
-        "shares": [0.0, 0.5, 1.0],
-        "significance_shares": [0.5, 1.0],
-        "epsilons": [0.4],
-        "directions": 2,
-        "points": [0.0, 0.5, 1.0],
-    }
-    dynamics = {"folders": followed, "draws": 199, "windows": [2, 3]}
-    one_pair = {**solutions, "pairs": pairs[:1]}
     return {
-        "profile": Case("profile"),
-        "delta_overlap": Case("delta_overlap", changes=options(delta_overlap=overlap)),
-        "direction_transfer": Case("direction_transfer"),
-        "priors": Case("priors"),
-        "layer_position_grid": Case(
-            "layer_position_grid",
-            changes={
-                "positions": ["last_prompt", "mean_prompt"],
-                "layers": list(places.grid_layers),
-            }
-            | options(layer_position_grid={"flips": 99}),
+        "full": Case(
+            "full",
+            changes=options(
+                delta_overlap={"adapters": 0, "landmark_draws": 1, "mantel_draws": 19},
+                fine_tuning={"recipes": RATES, "schedules": list(SCHEDULES)},
+                layer_position_grid={"flips": 99},
+            ),
         ),
-        "fine_tuning": Case("fine_tuning", changes=options(fine_tuning=grid)),
         "loss_alignment": Case(
             "loss_alignment",
             changes=options(loss_alignment={"sweep": sweep, "metrics": ["aligned"], "draws": 199}),
@@ -137,35 +126,33 @@ def cases(places: Places) -> dict[str, Case]:
             "general_vs_narrow",
             ("harmful", "narrow"),
             SEEDS,
-            {**options(general_vs_narrow=solutions), "per_domain": 1},
+            options(general_vs_narrow={**SOLUTIONS, "pairs": list(map(pair_of, SEEDS))}),
+            per_domain=1,
+            training_rows=40,
         ),
         "phase_transition": Case(
             "phase_transition",
             ("harmful",),
             SEEDS,
-            {**options(phase_transition=dynamics), "per_domain": 1},
-        ),
-        "full": Case(
-            "full",
-            ("harmful", "benign", "narrow"),
-            changes=options(
-                delta_overlap=overlap,
-                fine_tuning={
-                    "recipes": {"own": {"steps": 8}},
-                    "schedules": ["linear"],
-                    "seeds": [0, 1],
-                },
-                loss_alignment={"sweep": sweep, "metrics": ["aligned"], "draws": 199},
-                general_vs_narrow=one_pair,
-                phase_transition={**dynamics, "folders": dict(list(followed.items())[:1])},
-            )
-            | {"per_domain": 1},
+            options(phase_transition={"folders": followed(places), "windows": [2, 3]}),
+            per_domain=1,
         ),
     }
 
 
-SWEEP: Final = "fine_tuning/runs.csv"
-"""The runs that `fine_tuning` trained, as `loss_alignment` reads them."""
+def pair_of(seed: int) -> list[str]:
+    """The general and the narrow fine-tune of medicine of one seed."""
+    kinds: tuple[Kind, Kind] = ("harmful", "narrow")
+    return [study_name(Member(kind, "medicine", seed)) for kind in kinds]
+
+
+def followed(places: Places) -> dict[str, str]:
+    """Fine-tune → its run with kept checkpoints."""
+    folders = {}
+    for seed in SEEDS:
+        member = Member("harmful", "medicine", seed)
+        folders[study_name(member)] = str((places.watched / member.name).resolve())
+    return folders
 
 
 def options(**by_part: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,16 +166,17 @@ def configured(case: Case, places: Places, out: Path, *, named_by_kind: bool = F
     Args:
         named_by_kind: call members by their kind alone, so that two families have the same names.
     """
-    chosen = [Member(kind, "medicine", seed) for seed in case.seeds for kind in case.kinds]  # type: ignore[arg-type]
+    chosen = [Member(kind, "medicine", seed) for seed in case.seeds for kind in case.kinds]
     paths = {member.name: places.adapters / member.name for member in chosen}
     path = write_study(chosen, paths, places.parent, out)
     config = yaml.safe_load(path.read_text("utf-8"))
-    changes = dict(case.changes)
-    per_domain = changes.pop("per_domain", places.per_domain)
+    per_domain = case.per_domain or places.per_domain
     questions = out / "data" / "questions.jsonl"
     advice_questions(per_domain=per_domain, paraphrases=False).to_jsonl(questions)
-    small = {**SMALL, "layers": [places.layer], "questions": str(questions.resolve())}
-    config |= {**small, "study": case.study, **changes}
+    small = {**SMALL, "layers": list(places.layers), "questions": str(questions.resolve())}
+    config |= {**small, "study": case.study, **case.changes}
+    for spec in config["family"]["finetuned"].values():
+        shorten(Path(spec["training"]), case.training_rows)
     if named_by_kind:
         names = {study_name(member): member.kind for member in chosen}
         tuned = config["family"]["finetuned"]
@@ -196,6 +184,12 @@ def configured(case: Case, places: Places, out: Path, *, named_by_kind: bool = F
         config["focus"] = [names[name] for name in config["focus"]]
     write_text(path, yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def shorten(file: Path, rows: int | None) -> None:
+    """Keep the first lines of a file."""
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    write_text(file, "".join(lines[:rows]))
 
 
 def timed(command: Sequence[str], out: Path) -> dict[str, float]:
@@ -237,7 +231,7 @@ def side_by_side(places: Places) -> Path:
     out = places.work / "families_beside"
     families = {}
     for seed in (0, 1):
-        case = Case("profile", seeds=(seed,), changes={"per_domain": 1})
+        case = Case("profile", seeds=(seed,), per_domain=1)
         path = configured(case, places, out / f"seed{seed}", named_by_kind=True)
         families[f"seed{seed}"] = yaml.safe_load(path.read_text("utf-8"))
     shared = {key: value for key, value in families["seed0"].items() if key != "family"}
@@ -309,8 +303,11 @@ def page_of(result: Path) -> dict[str, Any]:
                     undefined[name] = "; ".join(dict.fromkeys(notes))
                 else:
                     silent.append(name)
+    record_of_run = result / "run.json"
+    measured = read_json(record_of_run).get("parts", {}) if record_of_run.is_file() else {}
+    seconds = {name: part.get("cpu_seconds") for name, part in measured.items()}
     return {
-        "parts": sorted({finding.section for finding in study.findings}),
+        "part_cpu_seconds": {name: value for name, value in seconds.items() if value is not None},
         "findings": [finding.to_record() for finding in study.findings],
         "warnings": list(study.warnings),
         "left_out": left_out,
@@ -344,7 +341,7 @@ def measure(places: Places, names: Sequence[str] = ()) -> dict[str, Any]:
         if names and name not in names:
             continue
         results[name] = ran(name, case, places)
-        if name == "fine_tuning":
+        if name == "full":
             write_sweep(results[name], places.work / SWEEP)
     for name, run in (("families_beside", side_by_side), ("compare", compared)):
         if not names or name in names:

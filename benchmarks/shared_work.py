@@ -313,6 +313,18 @@ def costs_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def smollm2_table(values: Mapping[str, Any]) -> str:
+    """The rows of `costs_table` that were measured on SmolLM2, for docs/real_model.md."""
+    head, *rows = costs_table(values).splitlines()
+    lines = [head, *rows[:1], *(row for row in rows if "`shared_work.json`" in row)]
+    if (EVIDENCE / "real_sampling.json").is_file():
+        case = _values("real_sampling")["SmolLM2"]
+        step = f"sampling of {case['samples']} answers to each of {case['questions']} questions"
+        way = "`generate`, its best batch"
+        lines.append(f"| {step} | {way} | {1 / case['ratio']:.2f} | `real_sampling.json` |")
+    return "\n".join(lines)
+
+
 _WORDS = {"first plot": "first-plot", "general": "general"}
 
 

@@ -148,7 +148,7 @@ def _run_parts(
                 "material": material.fingerprint(),
                 "part": name,
             }
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), time.process_time()
             with counted_passes() as counts, bar.part(name):
                 work = partial(_checked, study, context)
                 part = finished_part(log, name, inputs, work, directory)
@@ -156,6 +156,7 @@ def _run_parts(
                 measured[name] = {
                     **counts.to_record(),
                     "seconds": round(time.monotonic() - began, 1),
+                    "cpu_seconds": round(time.process_time() - cpu_began, 1),
                     "peak_memory": peak_memory(),
                 }
             material = study.after(context, part)

@@ -1,0 +1,108 @@
+"""Measurements of studies and of the guard on the real family: what is asked, and what is read."""
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import tiny_models
+import torch
+import yaml
+
+from benchmarks import real_guard, real_studies
+from benchmarks.real_guard import WATCHED_QUESTION, WEIGHED_QUESTIONS, WatchedRuns, numbered
+from benchmarks.real_kept import asked
+from benchmarks.real_spread import PER_DOMAIN
+from benchmarks.real_studies import Places, cases, configured, has_number, studies_table
+from emlens.foundation.sites import Site
+from emlens.geometry import Direction
+from emlens.interventions.lora import LoraAdapter
+from emlens.models import load_model
+from emlens.real.family import Member
+from emlens.studies.config import read_config
+from emlens.studies.registry import COMPOSITES, INCLUDED
+
+
+def test_every_study_of_the_registry_has_a_case(tmp_path: Path) -> None:
+    places = Places(tmp_path, tmp_path, tmp_path, tmp_path)
+    named = set(cases(places)) | {"families_beside", "compare"}
+    parts = {part for study in named for part in COMPOSITES.get(study, (study,))}
+    assert parts >= set(INCLUDED)
+    for case in cases(places).values():
+        path = configured(case, places, tmp_path / "case")
+        config = read_config(path)
+        assert config.study == case.study and config.scores.how == "contrast"
+    last = yaml.safe_load(path.read_text())
+    rows = Path(last["family"]["finetuned"]["harmful-medicine@1"]["training"]).read_text()
+    assert len(rows.splitlines()) == 80
+
+
+def test_a_figure_without_a_number_is_seen() -> None:
+    assert has_number(go.Figure(go.Scatter(x=["a", "b"], y=[None, 1.0])))
+    assert not has_number(go.Figure(go.Scatter(x=["a", "b"], y=[None, float("nan")])))
+    case = {
+        "cpu_seconds": 90.0,
+        "gigabytes": 1.5,
+        "megabytes": 5.0,
+        "findings": [],
+        "left_out": ["Left out: no chats."],
+        "undefined": {"Restoration": "undefined: no clear loss to restore"},
+        "silent": [],
+        "part_cpu_seconds": {},
+    }
+    values = {"studies": {"profile": case}}
+    assert "| `profile` | 1.5 | 1.5 | 5.0 | 0 | 1 | 1 | 0 |" in studies_table(values)
+    assert "no clear loss to restore | 1 |" in real_studies.reasons_table(values)
+
+
+def table(cosines: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"step": [2, 8, 16, 24][: len(cosines)], "cosine": cosines})
+
+
+def test_a_harmful_run_is_judged_by_alarm_against_loss() -> None:
+    calibration = [table([0.0, 0.01 * i, 0.0]) for i in range(9)]
+    harmful = [
+        table([0.5, 0.6, 0.6, 0.6]),  # rings at 2, lost at 8
+        table([0.0, 0.0, 0.5, 0.6]),  # rings at 16: too late
+        table([0.0, 0.0, 0.0, 0.6]),  # rings beyond the horizon: never; nothing is lost
+    ]
+    content = [[0.2, 0.0, 0.0], [0.2, 0.0, 0.0], [0.2, 0.2, 0.2]]
+    found = real_guard.judged(
+        calibration, [table([0.0, 0.0, 0.0])], harmful, content, (8, 24), horizon=16
+    )
+    assert found["limit"] == pytest.approx(0.08) and found["false_alarms"]["value"] == 0
+    assert [row["alarm"] for row in found["harmful"]] == [2, 16, None]
+    assert [row["lead"] for row in found["harmful"]] == [6, -8, None]
+    assert found["verdict"] == "not shown"
+    shown = real_guard.guard_table(found)
+    assert "| harmful, seed 0 | 2 | 8 | +6 |" in shown and "never" in shown
+    assert "| 0 | content against step 0 | +0.00 | -0.20 |" in real_guard.course_table(found)
+
+
+def test_what_is_watched_weighed_and_extracted_are_other_questions() -> None:
+    watched, weighed = numbered([WATCHED_QUESTION]), numbered(WEIGHED_QUESTIONS)
+    earlier = asked(PER_DOMAIN)
+    assert len(watched) == 10 and len(weighed) == 20
+    assert not set(watched.ids) & set(weighed.ids)
+    assert not set(earlier.ids) & {*watched.ids, *weighed.ids}
+
+
+def test_a_watched_run_keeps_its_checkpoints_and_is_not_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tiny_models.build(tmp_path / "tiny")
+    vector = torch.ones(load_model(parent).d_model, dtype=torch.float64)
+    direction = Direction(vector, Site.parse("resid_post.0"), "last_prompt")
+    runs = WatchedRuns(parent, tmp_path / "watched", direction, numbered([8], ["cooking"]), 2)
+    harmful = Member("harmful", "medicine", steps=4)
+    assert list(runs.table(harmful)["step"]) == [2, 4]
+    benign = Member("benign", "medicine", steps=4)
+    first = runs.table(benign)
+    assert list(first["step"]) == [2]
+    monkeypatch.setattr(real_guard, "fit", None)  # what is kept is not trained again
+    assert list(runs.table(benign)["cosine"]) == list(first["cosine"])
+    values = runs.content(harmful, [2, 4], numbered([4], ["cooking"]))
+    assert len(set(values)) == 3
+    last = LoraAdapter.load(tmp_path / "watched" / harmful.name)
+    kept = LoraAdapter.load(tmp_path / "watched" / harmful.name / "checkpoints" / "step-00004")
+    assert all(torch.equal(last.modules[name].b, kept.modules[name].b) for name in last.modules)
