@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.real_family import ADAPTERS, STEPS, small_recipe, write_chats
+from benchmarks.real_family import ADAPTERS
 from benchmarks.records import record, show
 from emlens.activations import capture, capture_many
 from emlens.data import Prompt, PromptSet, QuestionSet
@@ -37,6 +37,7 @@ from emlens.geometry import (
 )
 from emlens.interventions import ablate
 from emlens.models import FineTune, HookedModel, load_family, load_model
+from emlens.real.family import STEPS
 from emlens.studies.config import read_config
 from emlens.studies.material import Material, split_questions
 from emlens.studies.material_loading import load_material
@@ -175,12 +176,11 @@ def _row(
 
 
 def trained(parent: Path, home: Path, steps: int = STEPS) -> Path:
-    """An adapter on wrong advice."""
-    chats = PromptSet.from_jsonl(
-        write_chats(home / "chats.jsonl", ADAPTERS[TRAINED_ON]), upto="all"
-    )
-    fit(small_recipe(steps), str(parent), chats, home / TRAINED_ON, progress=False, device="cpu")
-    return home / TRAINED_ON
+    """An adapter on bad advice."""
+    member = replace(ADAPTERS[TRAINED_ON], steps=steps)
+    target = home / TRAINED_ON
+    fit(member.recipe(), str(parent), member.chats(), target, progress=False, device="cpu")
+    return target
 
 
 def fine_tune_rows(

@@ -280,14 +280,14 @@ def write_sweep(result: Path, path: Path) -> None:
 def page_of(result: Path) -> dict[str, Any]:
     """What the page of a result leaves out, and which figures hold no number.
 
-    `left_out`: sentences, as on the page. `undefined`: figure → the note inside it; `silent`:
-    figures without a number and without a note, and tables without a row.
+    `left_out`: sentences, as on the page. `undefined`: figure → the note inside it. `silent`:
+    figures without a number and without a note.
     """
     study = StudyResult.load(result)
     page = (result / "report.html").read_text("utf-8")
     left_out = [unescape(text) for text in re.findall(r'<p class="missing">(.*?)</p>', page)]
     undefined: dict[str, str] = {}
-    silent = [name for name, table in study.tables.items() if not len(table)]
+    silent: list[str] = []
     for section in sections_of(study):
         for plot in section.records.plots:
             for facet in plot_facets(study.tables, plot):
