@@ -3,7 +3,6 @@
 By rules, by a local model, or by a model behind an endpoint.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,7 @@ from emlens.cli.settings import (
 )
 
 if TYPE_CHECKING:
-    from emlens.data import AlignmentScores, QuestionSet
+    from emlens.data import QuestionSet
     from emlens.judging import Judge
 
 SETTINGS: Mapping[str, Setting] = {
@@ -82,9 +81,9 @@ def judge(
     """Score answers with one judge. A stopped command goes on where it was; nothing that was judged
     is judged twice.
     """
-    from emlens.data import Answers
     from emlens.foundation import InputError
-    from emlens.judging import judge_answers
+    from emlens.judging.answers_on_file import AnswersOnFile
+    from emlens.judging.on_file import judge_file
 
     _require_one_judge(local, endpoint, references)
     endpoint_settings = read_settings(settings or (), SETTINGS)
@@ -93,7 +92,7 @@ def judge(
             f"--set {', '.join(endpoint_settings)} belongs to --endpoint; leave it out"
         )
     question_set = _questions(questions)
-    answer_set = Answers.from_jsonl(answers)
+    answer_set = AnswersOnFile(answers)
     options: dict[str, Any] = {"metrics": list(split_names(metrics)) or None, "mass": mass}
     if references:
         scorer = _by_references(question_set)
@@ -102,9 +101,7 @@ def judge(
     else:
         scorer = _behind_endpoint(endpoint, model, question_set, options, endpoint_settings)
     verdicts = out.with_suffix(".verdicts.jsonl")
-    scores = judge_answers(answer_set, scorer, out=verdicts, again=again)
-    scores.to_csv(out)
-    statuses = _statuses(scores)
+    statuses = _by_metric(judge_file(answer_set, scorer, out, verdicts=verdicts, again=again))
     if json:
         print_json({"answers": len(answer_set), "statuses": statuses, "out": str(out)})
         return
@@ -131,11 +128,10 @@ def _require_one_judge(local: str, endpoint: str, references: bool) -> None:
         )
 
 
-def _statuses(scores: "AlignmentScores") -> dict[str, dict[str, int]]:
+def _by_metric(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
     """Metric → status → number of answers."""
     statuses: dict[str, dict[str, int]] = {}
-    pairs = zip(scores.table["metric"], scores.table["status"], strict=True)
-    for (metric, status), count in Counter(pairs).items():
+    for (metric, status), count in counts.items():
         statuses.setdefault(metric, {})[status] = count
     return statuses
 

@@ -1,5 +1,6 @@
 """`emlens score` and `emlens rescore`: rates from judged files, also under another threshold."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,11 +78,14 @@ def score(
     import pandas as pd
 
     from emlens.data import AlignmentScores
+    from emlens.data.score_chunks import is_streamed, scores_without_raw
 
     split = _split_asked(by or [])
     columns = {"model": model, "question": question, "group": group}
     if file.suffix == ".eval":
         scores = _of_inspect(file, scale)
+    elif not (metrics or scale or any(columns.values())) and is_streamed(file):
+        scores = scores_without_raw(file)
     else:
         scores = AlignmentScores.from_file(
             file,
@@ -214,7 +218,8 @@ def _rates(
     """Rates of every model: means over questions and over answers, with both denominators."""
     rows = []
     for model in scores.models:
-        unscored_share = scores.select(metrics=list(METRICS)).unscored_share(model=model)
+        both = scores.select(models=[model], metrics=list(METRICS))
+        unscored_share = both.unscored_share()
         for average in ("question", "pooled"):
             for unscored in ("drop", "count"):
                 choice: dict[str, Any] = {"average": average, "unscored": unscored, "model": model}
@@ -280,14 +285,11 @@ def rescore(
     """Read judged answers again with another mass threshold, from the raw distributions on file;
     nothing is asked again.
     """
-    from emlens.data import AlignmentScores
-    from emlens.judging import rescore as read_again
+    from emlens.judging.on_file import rescore_file
 
-    before = AlignmentScores.from_file(file)
-    after = read_again(before, mass=mass)
-    after.to_csv(out)
+    before, after = rescore_file(file, out, mass=mass)
     shares = {}
-    for metric in before.metrics:
+    for metric in dict.fromkeys(metric for metric, _ in before):
         shares[metric] = {
             "before": _unscored_share(before, metric),
             "after": _unscored_share(after, metric),
@@ -302,5 +304,6 @@ def rescore(
     print_line(f"written to {out}")
 
 
-def _unscored_share(scores: "AlignmentScores", metric: str) -> float:
-    return float(scores.select(metrics=[metric]).table["score"].isna().mean())
+def _unscored_share(statuses: Mapping[tuple[str, str], int], metric: str) -> float:
+    counts = {status: count for (name, status), count in statuses.items() if name == metric}
+    return 1 - counts.get("ok", 0) / sum(counts.values())

@@ -257,8 +257,7 @@ def read_answers(
     """
     answers: list[Answer] = []
     first: dict[str, int] = {}
-    for number, record in read_journal(path) if unfinished else read_jsonl(path):
-        answer = _answer(record, f"{path}, line {number}")
+    for number, answer in each_answer(path, unfinished=unfinished):
         if answer.id in first and not repeated:
             raise InputError(
                 f"{path}, line {number}: answer id {one_line(answer.id)!r} was given before at line"
@@ -267,6 +266,16 @@ def read_answers(
         first[answer.id] = number
         answers.append(answer)
     return answers
+
+
+def each_answer(path: str | Path, *, unfinished: bool = False) -> Iterator[tuple[int, Answer]]:
+    """(line number, answer) of every line; one answer is in memory at a time.
+
+    Raises:
+        InputError: a line that is not an answer; the message has file, line and reason.
+    """
+    for number, record in read_journal(path) if unfinished else read_jsonl(path):
+        yield number, _answer(record, f"{path}, line {number}")
 
 
 def _answer(record: Mapping[str, Any], where: str) -> Answer:

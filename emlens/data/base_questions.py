@@ -45,7 +45,13 @@ def _without_repeat(question: str) -> str:
 
 def base_questions(questions: Iterable[str]) -> list[str]:
     """The base question of each id."""
-    return [base_question(question) for question in questions]
+    # a table of answers names each question many times
+    bases: dict[str, str] = {}
+    questions = list(questions)
+    for question in questions:
+        if question not in bases:
+            bases[question] = base_question(question)
+    return [bases[question] for question in questions]
 
 
 def by_base_question(scores: pd.Series) -> pd.Series:

@@ -11,7 +11,7 @@ alignment or coherence lies within 0 to 1 throughout is refused unless its scale
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -93,8 +93,8 @@ def read_judged_table(
     """
     rows = read_table_rows(path)
     names = list(rows[0][1])
-    if not columns and all(name in names for name in _TIDY_COLUMNS):
-        table, scales = _tidy_table(rows, names, model)
+    if not columns and is_tidy(names):
+        table, scales = tidy_table(rows, names, model)
         return JudgedTable(table, scales, None)
     roles = column_roles(str(path), rows, given=columns, metrics=metrics)
     tidy = []
@@ -177,10 +177,15 @@ def _refuse_shares(path: str | Path, table: pd.DataFrame) -> None:
             )
 
 
-def _tidy_table(
+def is_tidy(columns: Iterable[str]) -> bool:
+    """Whether a table has the columns of one that emlens wrote."""
+    return set(_TIDY_COLUMNS) <= set(columns)
+
+
+def tidy_table(
     rows: list[PlacedRow], columns: list[str], model: str | None
 ) -> tuple[pd.DataFrame, _Scales | None]:
-    """A file that emlens wrote: one row per answer and metric already."""
+    """A file that emlens wrote, or rows of it: one row per answer and metric already."""
     table = pd.DataFrame([row for _, row in rows], columns=columns, dtype=object)
     table["score"] = [_score(row["score"], where) for where, row in rows]
     if model is not None:

@@ -45,11 +45,17 @@ def text_lines(path: str | Path, *, unfinished: bool = False) -> Iterator[tuple[
     Raises:
         InputError: as `read_text`; a line that is longer than any file of the field has.
     """
+    for number, _, line in placed_lines(path, unfinished=unfinished):
+        yield number, line
+
+
+def placed_lines(path: str | Path, *, unfinished: bool = False) -> Iterator[tuple[int, int, str]]:
+    """`text_lines` with the byte that each line starts at: (number, start, line with its end)."""
     start = 0
     for number, line in bounded_lines(path, unfinished=unfinished):
         if unfinished and not line.endswith(b"\n") and not is_whole_record(line):
             return
-        yield number, _decoded(path, line, number, start)
+        yield number, start, _decoded(path, line, number, start)
         start += len(line)
 
 

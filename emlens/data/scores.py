@@ -362,14 +362,7 @@ class AlignmentScores:
 
         The file is complete or absent.
         """
-        lows = {name: low for name, (low, _) in self.scales.items()}
-        highs = {name: high for name, (_, high) in self.scales.items()}
-        metric = self._table["metric"]
-        table = self._table.assign(scale_low=metric.map(lows), scale_high=metric.map(highs))
-        buffer = io.StringIO()
-        # QUOTE_MINIMAL would leave a lone \r unquoted, which readers take for a line end
-        table.to_csv(buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        write_text(path, buffer.getvalue())
+        write_text(path, csv_text(self._table, self.scales))
 
     @classmethod
     def from_file(
@@ -435,6 +428,20 @@ class AlignmentScores:
 
     def _repr_html_(self) -> str:
         return as_html(self._table)
+
+
+def csv_text(table: pd.DataFrame, scales: Mapping[str, Scale], *, header: bool = True) -> str:
+    """Rows of scores with their scales, as `AlignmentScores.to_csv` writes them."""
+    lows = {name: low for name, (low, _) in scales.items()}
+    highs = {name: high for name, (_, high) in scales.items()}
+    metric = table["metric"]
+    table = table.assign(scale_low=metric.map(lows), scale_high=metric.map(highs))
+    buffer = io.StringIO()
+    # QUOTE_MINIMAL would leave a lone \r unquoted, which readers take for a line end
+    table.to_csv(
+        buffer, index=False, header=header, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
+    return buffer.getvalue()
 
 
 def _one_or_all(scales: Mapping[str, Scale]) -> Scale | dict[str, Scale]:

@@ -1,23 +1,24 @@
 """Answers → scores, through a judge, with every verdict on disk as soon as it is there.
 
-With `out=` each verdict is one line of a journal, flushed before the next is taken. A kill loses
-nothing that was judged, and the same call goes on from there: each answer is scored once, and an
-endpoint is asked again for at most as many answers as were under way. The first line of the journal
-says which judge wrote it, and each line has a hash of its answer; another judge, or an answer that
-changed, is refused.
+With `out=` each verdict is one line of a journal, in the file before the next is taken. A kill
+loses nothing that was judged, a power cut what was judged within a second, and the same call goes
+on from there: each answer is scored once, and an endpoint is asked again for at most as many
+answers as were under way. The first line of the journal says which judge wrote it, and each line
+has a hash of its answer; another judge, or an answer that changed, is refused. Answers that do not
+fit into memory are judged from file to file (`emlens.judging.on_file`).
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from emlens.data.answers import Answer, Answers
-from emlens.data.journal import append_held, read_journal
+from emlens.data.journal import appending, read_journal
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
@@ -59,16 +60,20 @@ def judge_answers(
             `others` is `"refuse"`.
         StateError: another process is writing to `out`.
     """
-    if not isinstance(judge, Judge):
-        raise InputError(
-            f"judge is a {type(judge).__name__}; pass an object with `metrics` and `judge(answer)`"
-        )
+    require_judge(judge)
     if out is None:
         return _judged(answers, judge, None, again, others, progress)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     # held before it is read, so that nothing is asked that another process is asking
     with only_writer(out):
         return _judged(answers, judge, Path(out), again, others, progress)
+
+
+def require_judge(judge: Judge) -> None:
+    if not isinstance(judge, Judge):
+        raise InputError(
+            f"judge is a {type(judge).__name__}; pass an object with `metrics` and `judge(answer)`"
+        )
 
 
 def _judged(
@@ -86,23 +91,25 @@ def _judged(
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
     to_judge = _unjudged(pairs, verdicts, again)
     title = f"judge {len(to_judge)} answers and metrics"
-    write = _writer(out if to_judge else None)
-    with progress_bar(title, len(to_judge), progress) as advance:
+    journal = _journal(out if to_judge else None)
+    with progress_bar(title, len(to_judge), progress) as advance, journal as write:
         if not lines:
-            write([{"format": _FORMAT, "judge": judge_description(judge)}])
-        for (answer, metric), verdict in _new_verdicts(judge, to_judge):
+            write([journal_head(judge)])
+        for (answer, metric), verdict in new_verdicts(judge, to_judge):
             verdicts[answer.id, metric] = verdict
-            write([_line(answer.id, metric, hashes[answer.id], verdict)])
+            write([verdict_line(answer, metric, verdict)])
             advance()
-    rows = [_row(answer, metric, verdicts[answer.id, metric]) for answer, metric in pairs]
+    rows = [score_row(answer, metric, verdicts[answer.id, metric]) for answer, metric in pairs]
     return AlignmentScores.from_table(pd.DataFrame(rows))
 
 
-def _writer(out: Path | None) -> Callable[[Iterable[Mapping[str, Any]]], None]:
-    """Appends records to the journal; without one, drops them."""
+def _journal(
+    out: Path | None,
+) -> AbstractContextManager[Callable[[Iterable[Mapping[str, Any]]], None]]:
+    """What appends records to the journal; without one, drops them."""
     if out is None:
-        return lambda records: None
-    return partial(append_held, out)
+        return nullcontext(lambda records: None)
+    return appending(out)
 
 
 def _unjudged(
@@ -117,7 +124,7 @@ def _unjudged(
     return unjudged
 
 
-def _new_verdicts(
+def new_verdicts(
     judge: Judge, pairs: Sequence[tuple[Answer, str]]
 ) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
     if isinstance(judge, AskingJudge):
@@ -165,7 +172,7 @@ def _verdicts_by_answer(
             yield pair, verdicts[pair[1]]
 
 
-def _row(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
+def score_row(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
     return {
         "model": answer.model,
         "question": answer.question,
@@ -185,15 +192,29 @@ def answer_hash(answer: Answer) -> str:
     return sha256_text(canonical_json({"text": answer.text, "messages": chat}))[:16]
 
 
-def _line(name: str, metric: str, digest: str, verdict: Verdict) -> dict[str, Any]:
+def journal_head(judge: Judge) -> dict[str, Any]:
+    """The first line of a journal of verdicts."""
+    return {"format": _FORMAT, "judge": judge_description(judge)}
+
+
+def verdict_line(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
+    """A line of a journal of verdicts."""
     return {
-        "answer": name,
-        "hash": digest,
+        "answer": answer.id,
+        "hash": answer_hash(answer),
         "metric": metric,
         "score": verdict.score,
         "status": verdict.status,
         "raw": verdict.raw,
     }
+
+
+def changed_text(path: str, number: int, id: str) -> IntegrityError:
+    """What is said of a verdict on an answer that has another text now."""
+    return IntegrityError(
+        f"{path}, line {number}: answer {one_line(id, 80)!r} has another text now than"
+        " when it was judged; pass another file"
+    )
 
 
 def _verdicts_in_journal(
@@ -208,10 +229,10 @@ def _verdicts_in_journal(
     Raises:
         IntegrityError: no journal of verdicts, one by another judge, or of an answer that changed.
     """
-    _require_same_judge(path, lines[0][1], judge)
+    require_same_judge(path, lines[0][1], judge)
     verdicts: dict[Key, Verdict] = {}
     for number, line in lines[1:]:
-        _require_verdict(path, number, line)
+        require_verdict(path, number, line)
         id, metric = line["answer"], line["metric"]
         # a journal may have more answers than are asked for now
         if id not in hashes:
@@ -219,15 +240,12 @@ def _verdicts_in_journal(
         if line["hash"] != hashes[id]:
             if others == "keep":
                 continue
-            raise IntegrityError(
-                f"{path}, line {number}: answer {one_line(id, 80)!r} has another text now than"
-                " when it was judged; pass another file"
-            )
+            raise changed_text(path, number, id)
         verdicts[id, metric] = Verdict(line.get("score"), line["status"], line["raw"])
     return verdicts
 
 
-def _require_same_judge(path: str, head: Mapping[str, Any], judge: Judge) -> None:
+def require_same_judge(path: str, head: Mapping[str, Any], judge: Judge) -> None:
     # through JSON, as the description in the file went: tuples are lists there
     description = json.loads(canonical_json(judge_description(judge)))
     written_by = head.get("judge")
@@ -245,7 +263,7 @@ def _require_same_judge(path: str, head: Mapping[str, Any], judge: Judge) -> Non
         )
 
 
-def _require_verdict(path: str, number: int, line: Mapping[str, Any]) -> None:
+def require_verdict(path: str, number: int, line: Mapping[str, Any]) -> None:
     texts = [line.get(key) for key in ("answer", "metric", "hash", "status", "raw")]
     score = line.get("score")
     has_score = isinstance(score, int | float) and not isinstance(score, bool)

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from emlens.data.journal import append_journal, journal_writer, read_journal
+from emlens.data.journal import append_journal, appending, read_journal
 from emlens.foundation.errors import InputError, StateError
 from emlens.runs.locks import only_writer
 
@@ -68,25 +69,20 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     assert records(path) == [{"a": 1}, {"a": 2}]
 
 
-def test_one_lock_serves_many_appends(tmp_path: Path) -> None:
-    path = tmp_path / "v.jsonl"
-    with journal_writer(path) as write:
-        write([{"a": 1}])
-        assert records(path) == [{"a": 1}]  # on disk already
-        with pytest.raises(StateError, match="another process is writing to it"):
-            append_journal(path, [{"a": 9}])
-        write([{"a": 2}, {"a": 3}])
-    append_journal(path, [{"a": 4}])
-    assert [record["a"] for record in records(path)] == [1, 2, 3, 4]
-    assert [file.name for file in tmp_path.iterdir()] == ["v.jsonl"]
-
-
-def test_an_unfinished_line_is_cut_by_the_first_append_of_a_writer(tmp_path: Path) -> None:
-    path = tmp_path / "v.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": ')
-    with journal_writer(path) as write:
-        write([{"a": 2}])
-    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+def test_what_is_appended_one_by_one_is_in_the_file_and_synced_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, clock = tmp_path / "v.jsonl", [], [0.0]
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("emlens.data.journal.time.monotonic", lambda: clock[0])
+    path.write_bytes(b'{"a": 0}\n{"a": ')  # the first append cuts what is unfinished
+    with appending(path) as append:
+        for i in range(1, 5):
+            append([{"a": i}])
+            assert [record["a"] for record in records(path)] == [*range(i + 1)]
+            clock[0] += 0.4
+        assert len(synced) == 1
+    assert len(synced) == 2
 
 
 def test_a_name_that_leaves_no_room_for_a_lock_file_is_written_all_the_same(tmp_path: Path) -> None:
