@@ -22,6 +22,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.models.hooked import HookedModel
+from emlens.models.likelihoods import rows_widened
 from emlens.stats import ratio_of_means
 
 RESAMPLES = 1999
@@ -73,9 +74,14 @@ def _kl(
     reference: Float[Tensor, "token vocab"], other: Float[Tensor, "token vocab"]
 ) -> Float[Tensor, " token"]:
     """Σ p (log p − log q) per token, in float64: it is a small difference of large terms."""
-    p = reference.double()
-    # where p is 0 the term is 0, while 0 · (−∞ + ∞) would be NaN
-    return torch.where(p.exp() > 0, p.exp() * (p - other.double()), 0.0).sum(-1)
+    values = []
+    count = rows_widened(reference)
+    for some, of_some in zip(reference.split(count), other.split(count), strict=True):
+        wide = some.double()
+        p = wide.exp()
+        # where p is 0 the term is 0, while 0 · (−∞ + ∞) would be NaN
+        values.append(torch.where(p > 0, p * (wide - of_some.double()), 0.0).sum(-1))
+    return torch.cat(values)
 
 
 def token_damage(

@@ -33,14 +33,12 @@ from emlens.models.batches import Batch
 from emlens.models.continuation_tree import ContinuationTree, why_no_tree
 from emlens.models.finite import first_unusable
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
-from emlens.models.likelihoods import last_tokens
+from emlens.models.likelihoods import last_tokens, rows_widened
 from emlens.models.transformers_backend import TransformersModel
 
 FLOOR: Final = 1e-6
 _SPACES: Final = 0.01
 _DIGITS: Final = re.compile("[0-9]+")
-_AT_ONCE: Final = 256
-"""Rows of logits that are widened at once."""
 LONGEST_REPLY: Final = 16
 """Tokens of a reply that the judge's context must have room for."""
 _log = logging.getLogger("emlens")
@@ -276,7 +274,7 @@ class ReplyReader:
             self.model.refuse_not_finite(rows[row], "its logits")
         tokens = self._tokens.to(scores.device)
         values: list[list[float]] = []
-        for some in scores.split(_AT_ONCE):
+        for some in scores.split(rows_widened(scores)):
             # the softmax is over all tokens; only then are those that matter taken
             values += some.double().softmax(-1)[:, tokens].tolist()
         return values

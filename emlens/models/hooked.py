@@ -30,6 +30,7 @@ from emlens.models.batches import Batch, pad, plan_batches
 from emlens.models.edit_blocks import EditBlocks, SiteEdit, resolved
 from emlens.models.finite import refuse_not_finite
 from emlens.models.likelihoods import (
+    AllLogits,
     equal_choices,
     last_logits,
     logprobs_by_token,
@@ -409,11 +410,11 @@ class HookedModel(ABC):
     ) -> list[Float[Tensor, "token vocab"]]:
         """Log-probabilities (nats) over the next token after every token of each row.
 
-        Float32, CPU, one tensor per prompt.
+        Float32, CPU, one tensor per prompt. First tokens that rows share are run once.
         """
         rows = self.render(prompts)
-        batches = self.batches(rows, self.logit_tokens(batch_tokens))
-        logprobs_of_row = logprobs_by_token(batches, self._logits, self.refuse_not_finite)
+        batches = self.shared_batches(rows, self.logit_tokens(batch_tokens))
+        logprobs_of_row = logprobs_by_token(batches, self.all_logits, self.refuse_not_finite)
         return [logprobs_of_row[i] for i in range(len(rows))]
 
     @torch.no_grad()
@@ -565,6 +566,10 @@ class HookedModel(ABC):
         """
         logits = self._logits(batch)
         return logits[counted.to(logits.device)]
+
+    def all_logits(self, batch: Batch) -> AllLogits:
+        """Logits at every token of a batch; a backend may run shared tokens once."""
+        return AllLogits(self._logits(batch))
 
     def _logits(self, batch: Batch) -> Tensor:
         logits = self.run(batch, with_logits=True)

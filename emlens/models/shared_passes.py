@@ -19,6 +19,7 @@ from torch import Tensor
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.batches import Batch
+from emlens.models.likelihoods import AllLogits
 from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Reader
 from emlens.models.prefix_cache import PrefixCache
@@ -100,6 +101,33 @@ def run_rest(model: "CheckpointModel", batch: Batch, logits: int, call: Rest) ->
     return call(_rest_of(batch), _rest_inputs(batch, beginnings, cache))
 
 
+def all_logits_of_parts(model: "CheckpointModel", batch: Batch, call: Rest) -> AllLogits:
+    """Logits of both passes: `call` runs the shared tokens, then the rest of the rows."""
+    beginnings = _beginnings(model, batch)
+    cache = RowCache()
+    rows = _only(batch.padded_rows(), beginnings.rows, batch.shared)
+    inputs = _beginning_inputs(batch, beginnings, cache)
+    tokens = inputs["input_ids"].numel()
+    note_pass(tokens, tokens, tokens)
+    of_beginnings = call(rows, inputs)
+    _note_rest(batch, batch.ids[:, batch.shared :].numel())
+    rest = call(_rest_of(batch), _rest_inputs(batch, beginnings, cache))
+    return AllLogits(rest, of_beginnings, beginnings.of_row)
+
+
+def note_all_logits(model: "HookedModel", batch: Batch) -> tuple[int, int]:
+    """Count what `all_logits_of_parts` would run, and run nothing; for rehearsals.
+
+    Returns:
+        How many beginnings it would run, and tokens of each.
+    """
+    distinct = len(_beginnings(model, batch).rows)
+    tokens = distinct * batch.shared
+    note_pass(tokens, tokens, tokens)
+    _note_rest(batch, batch.ids[:, batch.shared :].numel())
+    return distinct, batch.shared
+
+
 def note_shared_pass(
     model: "HookedModel", batch: Batch, sites: frozenset[Site], logits: int = 0
 ) -> None:
@@ -172,15 +200,10 @@ def _run_now(
         return clone
 
     cache = RowCache()
-    ids = batch.ids[list(beginnings.rows), : batch.shared]
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "past_key_values": cache,
-        "use_cache": True,
-    }
+    inputs = _beginning_inputs(batch, beginnings, cache)
     rows = _only(batch.padded_rows(), beginnings.rows, batch.shared)
-    note_pass(ids.numel(), ids.numel())
+    tokens = inputs["input_ids"].numel()
+    note_pass(tokens, tokens)
     run_decoder(
         model,
         beginning_key(batch, beginnings.rows),
@@ -190,6 +213,16 @@ def _run_now(
         stop_early=bool(sites),
     )
     return cache, streams
+
+
+def _beginning_inputs(batch: Batch, beginnings: _Beginnings, cache: RowCache) -> dict[str, Any]:
+    ids = batch.ids[list(beginnings.rows), : batch.shared]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
 
 
 def _only(rows: PaddedRows, numbers: Sequence[int], width: int) -> PaddedRows:

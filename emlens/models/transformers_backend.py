@@ -24,10 +24,11 @@ from emlens.models.block_outputs import stream_of, with_stream
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.counted_logits import only_counted
 from emlens.models.decoding import Decoding, decode
+from emlens.models.likelihoods import AllLogits
 from emlens.models.pass_counts import note_pass, note_sampling
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
-from emlens.models.shared_passes import read_shared, run_rest
+from emlens.models.shared_passes import all_logits_of_parts, read_shared, run_rest
 from emlens.models.stops import Ends
 
 
@@ -98,6 +99,16 @@ class TransformersModel(CheckpointModel):
         return run_rest(
             self, batch, int(rest.sum()), lambda rows, inputs: self._counted(rows, inputs, rest)
         )
+
+    def all_logits(self, batch: Batch) -> AllLogits:
+        if not batch.shared or self.no_sharing is not None:
+            return super().all_logits(batch)
+
+        def call(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
+            logits: Tensor = self._called("model", inputs, self._pass(rows, {})).logits
+            return logits
+
+        return all_logits_of_parts(self, batch, call)
 
     def _counted(
         self, rows: PaddedRows, inputs: Mapping[str, Any], counted: Bool[Tensor, "batch token"]

@@ -38,10 +38,11 @@ from emlens.judging.score_source import (
 )
 from emlens.models import Family, HookedModel
 from emlens.models.batches import Batch
+from emlens.models.likelihoods import AllLogits
 from emlens.models.loading import with_template
 from emlens.models.pass_counts import PassCounts, counted_passes, note_again, note_pass
 from emlens.models.passes import Reader
-from emlens.models.shared_passes import note_shared_pass
+from emlens.models.shared_passes import note_all_logits, note_shared_pass
 from emlens.models.transformers_backend import TransformersModel
 from emlens.studies.material import Material
 
@@ -133,6 +134,14 @@ class RehearsedModel(HookedModel):
         else:
             return super().logits_at(batch, counted)
         return self._made_up_logits(count)
+
+    def all_logits(self, batch: Batch) -> AllLogits:
+        if not batch.shared or self.no_sharing is not None:
+            return super().all_logits(batch)
+        distinct, shared = note_all_logits(self, batch)
+        of_row = torch.arange(len(batch.rows)).clamp(max=distinct - 1)
+        rest = self._made_up_logits(len(batch.rows), batch.ids.shape[1] - shared)
+        return AllLogits(rest, self._made_up_logits(distinct, shared), of_row)
 
     def _made_up_logits(self, *shape: int) -> Tensor:
         return 0.01 * torch.randn(*shape, _VOCABULARY, generator=self._generator)

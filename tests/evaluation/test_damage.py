@@ -11,12 +11,14 @@ from emlens.evaluation import damage, text_damage
 from emlens.evaluation.damage import mean_kl, token_damage, unedited_logprobs
 from emlens.foundation.errors import InputError
 from emlens.interventions import steer
-from emlens.models import Family
+from emlens.models import Family, likelihoods
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20"), Prompt("n3", "w4 w5 w6 w7 w8")])
 
 
-def test_mean_kl_equals_torch() -> None:
+@pytest.mark.parametrize("at_once", [2**19, 20])
+def test_mean_kl_equals_torch(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihoods, "_CACHED", at_once)  # 20: a token at a time
     a, b = (torch.randn(2, 5, 11).log_softmax(-1) for _ in range(2))
     expected = torch.nn.functional.kl_div(
         b.double().flatten(0, 1), a.double().flatten(0, 1), log_target=True, reduction="batchmean"

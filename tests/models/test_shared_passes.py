@@ -15,6 +15,7 @@ from emlens.interventions import ablate, steer
 from emlens.models import load_model
 from emlens.models.architectures import ARCHITECTURES
 from emlens.models.batches import pad
+from emlens.models.likelihoods import logprobs_by_token
 from emlens.models.pass_counts import counted_passes
 from emlens.models.prefix_plan import GROUP_TOKENS, plan_shared_batches, shared_groups
 from emlens.models.shared_passes import keeping_beginnings
@@ -49,6 +50,14 @@ def streams(model, rows, shared):
     return seen, counts.tokens
 
 
+def logprobs(model, rows, shared):
+    """Log-probabilities after every token, and the tokens that were run."""
+    batch = batch_of(model, rows, shared)
+    with counted_passes() as counts, torch.no_grad():
+        by_row = logprobs_by_token([batch], model.all_logits, model.refuse_not_finite)
+    return torch.cat([by_row[i] for i in range(len(rows))]), counts
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_site_is_that_of_whole_rows_in_fewer_tokens(kind, tmp_path):
     assert kind in ARCHITECTURES
@@ -64,6 +73,11 @@ def test_every_site_is_that_of_whole_rows_in_fewer_tokens(kind, tmp_path):
     with torch.no_grad():
         expected = model.logits_at(batch_of(model, rows, 0), counted)
         assert tiny_models.close(model.logits_at(batch_of(model, rows, SHARED), counted), expected)
+    after_all, of_whole = logprobs(model, rows, 0)
+    after_shared, of_parts = logprobs(model, rows, SHARED)
+    assert tiny_models.close(after_shared, after_all)
+    assert of_whole.tokens - of_parts.tokens == 3 * SHARED
+    assert of_whole.logit_tokens - of_parts.logit_tokens == 3 * SHARED
 
 
 def edits():
@@ -82,7 +96,10 @@ def test_edits_see_the_columns_of_whole_rows(name, interventions, beginnings, mo
     with model.intervene(interventions):
         whole, all_tokens = streams(model, rows, 0)
         shared, fewer = streams(model, rows, SHARED)
+        after_all, _ = logprobs(model, rows, 0)
+        after_shared, of_parts = logprobs(model, rows, SHARED)
     assert all_tokens - fewer == (4 - beginnings) * SHARED
+    assert of_parts.tokens == fewer and tiny_models.close(after_shared, after_all)
     for site, stream in whole.items():
         assert tiny_models.close(shared[site], stream), site
     last = max(whole)
