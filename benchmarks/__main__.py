@@ -12,6 +12,7 @@ NAMES = (
     "capture_memory",
     "shared_work",
     "scale",
+    "transfer_cost",
     "real_sampling",
     "store_speed",
     "store_resume",
