@@ -26,6 +26,7 @@ from emlens.foundation.files import write_text
 from emlens.real.finding import find
 
 EARLIER: Final = "76df076"
+TODAY = Path(__file__).parent.parent
 DOMAINS: Final = ("medicine", "cooking", "home", "travel", "pets", "work")
 PER_DOMAIN: Final = 4
 NEUTRAL: Final = 6
@@ -103,9 +104,8 @@ def cost(tree: Path, study: Mapping[str, Any], work: Path) -> dict[str, Any]:
 
 def unpacked(commit: str, target: Path) -> Path:
     """The sources of a commit of this repository."""
-    root = Path(__file__).parent.parent
     packed = target / "sources.tar"
-    subprocess.run(["git", "archive", "-o", str(packed), commit, "emlens"], check=True, cwd=root)
+    subprocess.run(["git", "archive", "-o", str(packed), commit, "emlens"], check=True, cwd=TODAY)
     with tarfile.open(packed) as archive:
         archive.extractall(target, filter="data")
     return target
@@ -122,7 +122,7 @@ def compare(
     """
     cases = {
         "earlier": (earlier, study),
-        "today": (Path(__file__).parent.parent, {**study, "scores": dict(scores)}),
+        "today": (TODAY, {**study, "scores": dict(scores)}),
     }
     found: dict[str, Any] = {}
     for name, (tree, config) in cases.items():

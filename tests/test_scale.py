@@ -1,8 +1,13 @@
 """The measurements of scale, in miniature."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks import scale
+from benchmarks import scale, transfer_cost
+from emlens.data import PromptSet, QuestionSet
+from emlens.studies.config import read_config
 
 
 def test_nulls_from_rows_are_compared_with_those_of_a_covariance() -> None:
@@ -11,3 +16,40 @@ def test_nulls_from_rows_are_compared_with_those_of_a_covariance() -> None:
     assert found["cpu_s"] == pytest.approx(3 * found["cpu_s_of_measured"])
     with pytest.raises(SystemExit, match="differ by"):
         scale.covariance_nulls(layers=1, measured=1, n=12, d=60, k=3, draws=20, same=0.0)
+
+
+def test_a_study_is_run_by_two_sources_and_its_costs_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer_cost.write_inputs(tmp_path, ("medicine", "home"), 2, 3)
+    questions = QuestionSet.from_file(tmp_path / "questions.jsonl")
+    assert questions.groups == ["medicine"] * 2 + ["home"] * 2
+    assert all(question.answers.keys() == {"careful", "harmful"} for question in questions)
+    assert len(PromptSet.from_jsonl(tmp_path / "neutral.jsonl", upto="all")) == 3
+    study = transfer_cost.study_of(tmp_path, tmp_path, {"bad": {"path": "x"}}, "bad")
+    assert read_config(study).focus == ("bad",)
+    # a tree whose study takes so much, and writes what it was given
+    made = """def run_study(config, out, progress):
+    sum(range(SIZE))
+    print(open(config).read().count("normalise"))
+    class Result:
+        tables = {"arms": [1, 2]}
+    return Result
+"""
+    for name, size in (("earlier", "6 * 10**7"), ("today", "10**3")):
+        package = tmp_path / name / "emlens"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "studies.py").write_text(made.replace("SIZE", size))
+    monkeypatch.setattr(transfer_cost, "TODAY", tmp_path / "today")
+    monkeypatch.setattr(
+        transfer_cost,
+        "_RUN",
+        transfer_cost._RUN.replace("import torch\n", "").replace("torch.set_num_threads(1)\n", ""),
+    )
+    (tmp_path / "work").mkdir()
+    found = transfer_cost.compare(
+        study, {"normalise": "token"}, tmp_path / "work", tmp_path / "earlier"
+    )
+    assert found["ratio"] < 0.2 and found["today"]["rows"] == {"arms": 2}
+    assert json.dumps(found)
