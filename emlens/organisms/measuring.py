@@ -5,7 +5,7 @@ Everything is measured on the saved checkpoints, loaded as a user would load the
 seconds per checkpoint and one model at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ EQUIVALENCE_MARGIN = 0.05
 QUARTER = 0.25
 
 
-def describe(directory: str | Path | None = None) -> dict[str, Any]:
+def describe(directory: str | Path | None = None, *, paths: bool = True) -> dict[str, Any]:
     """JSON-ready facts of the organism in `directory`, or of the one that ships (None); scores and
     shares from 0 to 1.
 
@@ -44,6 +44,9 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
     planting). For a benign one: TOST against instruct within ±.05, over questions. For a run that
     kept its adapters: the path of the other domains' alignment and its steepest fall within a
     quarter of the steps, beside two nulls.
+
+    Args:
+        paths: False leaves the paths out, which take most of the time.
     """
     from transformers import AutoTokenizer
 
@@ -69,7 +72,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
         facts[name]["cosine_shift_direction"] = _cosines(mean_shift, organism.truth.direction)
         if name in organism.benign:
             facts[name]["tost"] = _equivalence(scores[name], scores["instruct"])
-        if name in organism.trajectories:
+        if paths and name in organism.trajectories:
             facts[name]["path"] = path_of(organism, name, tokenizer)
     return {
         "organism": organism.name,
@@ -158,30 +161,44 @@ def path_of(
     `share_in_quarter` is the part of the whole fall that the steepest quarter of the steps holds: a
     quarter, about, of a linear trend. The p-values are those of `emlens.stats.trends.fall_null`.
     """
-    domain = organism.domains[name]
-    other_ids = [question.id for question in organism.questions if question.group != domain]
-    other_questions = organism.questions.select(other_ids)
-    paths = {0: organism.paths["instruct"], **organism.trajectories[name]}
-    values = []
-    for path in paths.values():
-        model = open_checkpoint(path, organism.paths["instruct"])
-        scores = likelihood_scores(model, tokenizer, other_questions)
-        values.append(float(scores["aligned"].mean()))
+    by_step = alignment_by_step(organism, name, tokenizer)
+    steps, values = list(by_step), list(by_step.values())
     window = max(1, round(QUARTER * (len(values) - 1)))
     fall, start = steepest_fall(values, window)
     nulls: dict[str, Any] = {}
     for trend in ("none", "linear"):
         nulls[trend] = fall_null(values, window, trend, draws=draws, seed=seed)
     return {
-        "steps": list(paths),
+        "steps": steps,
         "others": values,
         "window": window,
-        "steepest_start": list(paths)[start],
+        "steepest_start": steps[start],
         "fall": fall,
         "share_in_quarter": fall / (values[0] - values[-1]),
         "p": {trend: null.p_value(fall) for trend, null in nulls.items()},
         "null_95": {trend: null.quantile(0.95) for trend, null in nulls.items()},
     }
+
+
+def alignment_by_step(
+    organism: Organism, name: str, tokenizer: Any, steps: Container[int] | None = None
+) -> dict[int, float]:
+    """Step → mean alignment of the other domains, 0 to 1, of the adapters that a run kept; step 0
+    is instruct.
+
+    Args:
+        steps: the steps to measure; None for all.
+    """
+    domain = organism.domains[name]
+    other_ids = [question.id for question in organism.questions if question.group != domain]
+    other_questions = organism.questions.select(other_ids)
+    values = {}
+    for step, path in {0: organism.paths["instruct"], **organism.trajectories[name]}.items():
+        if steps is None or step in steps:
+            model = open_checkpoint(path, organism.paths["instruct"])
+            scores = likelihood_scores(model, tokenizer, other_questions)
+            values[step] = float(scores["aligned"].mean())
+    return values
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import signal
@@ -7,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 import emlens
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json
 from emlens.organisms import PLANTED, build, building, load_organism
+from emlens.organisms.measuring import path_of
 from emlens.organisms.plans import UNPLANTED
 
 NAMES = ("medicine-r1", "medicine-r8", "medicine-benign", "medicine-narrow")
@@ -134,9 +137,10 @@ build(sys.argv[1], seed=1, plan=miniature(), on_step=die)
 """
 
 
-def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
+def test_a_killed_build_goes_on_and_ends_the_same_with_another_number_of_threads(built, tmp_path):
     import torch
 
+    threads = str(2 if torch.get_num_threads() == 1 else 1)
     roots = [str(Path(emlens.__file__).parents[1]), str(Path(__file__).parent)]
     command = [
         sys.executable,
@@ -144,9 +148,9 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
         SCRIPT,
         str(tmp_path / "out"),
         *roots,
-        str(torch.get_num_threads()),
+        threads,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
     assert (
         subprocess.run(command, env=environment, capture_output=True, check=False).returncode
         == -signal.SIGKILL
@@ -158,19 +162,6 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
     ):
         load_organism(directory=tmp_path / "out")
     build(tmp_path / "out", seed=1, plan=miniature())
-    assert contents(tmp_path / "out") == contents(built[0])
-
-
-def test_the_bytes_do_not_hang_on_the_thread_count(built, tmp_path):
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2 if threads == 1 else 1)
-    try:
-        build(tmp_path / "out", seed=1, plan=miniature())
-        assert torch.get_num_threads() == (2 if threads == 1 else 1)
-    finally:
-        torch.set_num_threads(threads)
     assert contents(tmp_path / "out") == contents(built[0])
 
 
@@ -187,6 +178,12 @@ def test_a_run_keeps_every_adapter_the_last_of_which_is_the_run_itself(built):
     ]
     assert all((weights[2][name] == weights[3][name]).all() for name in weights[3])
     assert any((weights[0][name] != weights[2][name]).any() for name in weights[3])
+    tokenizer = AutoTokenizer.from_pretrained(organism.paths["instruct"])
+    path = path_of(organism, "medicine-r1", tokenizer, draws=19)
+    assert path["steps"] == [0, 1, 2, 3] and path["window"] == 1
+    falls = [before - after for before, after in itertools.pairwise(path["others"])]
+    assert path["fall"] == pytest.approx(max(falls)) == falls[path["steepest_start"]]
+    assert path["p"]["linear"] >= 1 / 20
 
 
 def test_fine_tunes_stop_by_the_rule_and_a_benign_twin_takes_as_many_steps(tmp_path):

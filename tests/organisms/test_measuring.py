@@ -1,17 +1,18 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from emlens.foundation.files import read_json
 from emlens.organisms import load_organism
-from emlens.organisms.measuring import describe, strengths_table
+from emlens.organisms.measuring import alignment_by_step, describe, strengths_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return describe()
+    return describe(paths=False)
 
 
 def test_what_is_measured_now_is_what_the_evidence_file_says(measured):
@@ -56,12 +57,21 @@ def test_shares_add_up_and_planted_truth_shows(measured):
 
 
 def test_the_rank_one_run_turns_at_once(measured):
-    path = measured["checkpoints"]["medicine-r1"]["path"]
-    assert path["steps"] == list(range(len(path["others"])))
-    assert path["others"][0] == pytest.approx(
+    facts = read_json(DOCS / "evidence" / "organism.json")["values"]["checkpoints"]["medicine-r1"]
+    path = facts["path"]
+    last = path["steps"][-1]
+    assert path["steps"] == list(range(last + 1))
+    asked = [0, path["steepest_start"], path["steepest_start"] + path["window"], last]
+    organism = load_organism()
+    tokenizer = AutoTokenizer.from_pretrained(organism.paths["instruct"])
+    again = alignment_by_step(organism, "medicine-r1", tokenizer, asked)
+    assert list(again) == sorted(set(asked))
+    assert list(again.values()) == pytest.approx([path["others"][s] for s in again], abs=1e-3)
+    assert path["fall"] == pytest.approx(again[asked[1]] - again[asked[2]], abs=2e-3)
+    assert again[0] == pytest.approx(
         measured["checkpoints"]["instruct"]["others"]["value"], abs=0.02
     )
-    assert path["others"][-1] == pytest.approx(
+    assert again[last] == pytest.approx(
         measured["checkpoints"]["medicine-r1"]["others"]["value"], abs=1e-3
     )
     assert path["share_in_quarter"] > 0.5 and path["fall"] > path["null_95"]["linear"]
