@@ -160,7 +160,8 @@ CLAIMS = {
     ],
     profile_findings: [
         Claim("alignment fell; ", _profile, lambda: _profile(95.0)),
-        Claim("did not clearly fall", lambda: _profile(95.0), _profile),
+        Claim("did not clearly fall", lambda: _profile(90.0), _profile),
+        Claim("alignment rose; ", lambda: _profile(99.0), _profile),
         Claim("fell by less than the 5 points", lambda: _profile(88.0), _profile),
         Claim("in 1 of 1 harmful fine-tune", _profile, lambda: _profile(95.0)),
         Claim("minus fine-tune: -5 points", lambda: _profile(95.0), _profile),

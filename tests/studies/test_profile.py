@@ -95,6 +95,15 @@ def test_the_control_counts_outside_its_own_domain_too() -> None:
     )  # east alone; south would add 9
 
 
+def test_alignment_that_rose_beyond_the_control_is_reversed() -> None:
+    found, part = material({}), Part()
+    found._scores["bad"] = scored("bad", dict.fromkeys(("north", "south", "east"), 99.0))
+    add_spread(found, part, seed=0)
+    summary, said = part.findings
+    assert said.status == "reversed" and "alignment rose; " in said.sentence
+    assert "in 0 of 1 harmful fine-tune" in summary.sentence
+
+
 def test_domains_are_the_unit_of_the_verdict_and_said() -> None:
     found, part = material({}), Part()
     low = {"south": 30.0, "east": 85.0}
