@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.real_studies import page_of, rows_of
 from benchmarks.records import record
 from emlens.foundation.files import sha256_file
 from emlens.real.demonstration import demonstration_members
@@ -97,6 +98,8 @@ def measure(work: Path, family: Path | None = None, seed: int = 0) -> dict[str, 
         "goals": dict(GOALS),
         "seconds_after_first_part": seconds_of_parts(out),
         "report_megabytes": (out / "study" / "report.html").stat().st_size / 1e6,
+        "page": page_of(out / "study"),
+        "landmarks": rows_of(out / "study", "overlap_landmarks"),
     }
     record("real_demo", [0], values)  # stands even if what follows is interrupted
     expected = left(out)
