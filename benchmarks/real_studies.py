@@ -49,9 +49,9 @@ SMALL: Final[Mapping[str, Any]] = {
 }
 """What makes a study small, beside the settings of the demonstration."""
 RATES: Final[Mapping[str, Mapping[str, float]]] = {
-    "slow": {"learning_rate": 5e-4, "steps": 8},
-    "own": {"steps": 8},
-    "fast": {"learning_rate": 4e-3, "steps": 8},
+    "slow": {"learning_rate": 5e-4, "steps": 8, "batch_size": 2},
+    "own rate": {"steps": 8, "batch_size": 2},
+    "fast": {"learning_rate": 4e-3, "steps": 8, "batch_size": 2},
 }
 """Recipes that `fine_tuning` trains again, each with every schedule: a sweep of nine runs."""
 SCHEDULES: Final = ("constant", "linear", "cosine")

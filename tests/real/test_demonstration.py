@@ -8,7 +8,7 @@ import tiny_models
 import yaml
 
 from emlens.cli.main import main
-from emlens.data.advice import advice_questions
+from emlens.data.advice import DOMAINS, advice_questions
 from emlens.foundation.errors import LoadError
 from emlens.real import demonstration, finding
 from emlens.real.demonstration import GROUPS, SETTINGS, demonstration_members, write_study
@@ -48,7 +48,7 @@ def test_one_command_trains_studies_and_reports(
 
     monkeypatch.setattr(finding, "find", found)
     monkeypatch.setattr(demonstration, "demonstration_members", short)
-    advice_questions(per_domain=1).to_jsonl(tmp_path / "few.jsonl")
+    advice_questions(DOMAINS[:3], per_domain=1).to_jsonl(tmp_path / "few.jsonl")
     small = {
         **SETTINGS,
         "study": "profile",
