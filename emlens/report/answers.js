@@ -177,6 +177,7 @@
 
     function update() {
       var lines = rows.filter(wanted).sort(ORDERS[order.value]).map(cells);
+      document.getElementById("answers-none").hidden = lines.length > 0;
       if (shown) {
         shown.first();
         shown.rows(lines);

@@ -12,6 +12,7 @@ import pandas as pd
 
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.escaping import escape
+from emlens.results.wording import counted
 
 NEEDED = {"model", "question", "aligned", "answer"}
 SOURCES = ("answers", "questions")
@@ -44,6 +45,8 @@ BROWSER = """\
 {spread}</select></label>
 <label class="check"><input type="checkbox" id="answers-every"> all models</label>
 {only}</div>
+<p class="caption" id="answers-none" hidden>No row fits. The selected fine-tune may not have been \
+scored question by question: tick “all models”, or widen the filters.</p>
 <div id="answers-list" aria-live="polite"><p class="caption">The answers are in the table below; \
 this list needs JavaScript.</p></div>
 </section>"""
@@ -68,8 +71,14 @@ def _browser(name: str, tables: Mapping[str, pd.DataFrame], data: DataBlocks) ->
     roles = [role for role in ROLES if role in table.columns]
     data.add("answers-source", {"table": name, "roles": roles, "tokens": has_tokens})
     has_samples = "sample" in table.columns and table["sample"].nunique() > 1
-    what = f"{len(table)} answers of {table['model'].nunique()} models"
-    what += f" to {table['question'].nunique()} questions."
+    models = counted(table["model"].nunique(), "model")
+    questions = counted(table["question"].nunique(), "question")
+    what = f"{counted(len(table), 'answer')} of {models} to {questions}."
+    if not table["answer"].fillna("").astype(str).str.strip().any():
+        what = (
+            f"{counted(len(table), 'score')} of {models} on {questions}."
+            " No text was kept: scores of written answers draw none."
+        )
     return BROWSER.format(
         what=escape(what),
         tokens=WITH_TOKENS if has_tokens else "",

@@ -67,17 +67,24 @@ EMPTY = """\
 <h3>{title}</h3>
 <p class="what">Not measured for this fine-tune.</p>
 </article>"""
+UNMEASURED = """\
+<article class="card" data-model="{model}"{hidden}>
+<h3>{title}</h3>
+<p class="what">There is no number, and the study says why.</p>
+<p class="verdict-line">{status}</p>
+{statement}</article>"""
 
 
 def cards_html(tables: Tables, findings: Sequence[Finding], models: Sequence[str]) -> str:
     """The cards of every fine-tune; those of the first are shown.
 
-    A question that no fine-tune answers has no card.
+    A question that no fine-tune answers, and of which nothing is said, has no card.
     """
     cards = []
     for question in QUESTIONS:
         answers = {model: question.measure(tables, model) for model in models}
-        if not any(answers.values()):
+        said = any(_said_of(findings, question, model) for model in models)
+        if not any(answers.values()) and not said:
             continue
         for model, measured in answers.items():
             hidden = "" if model == models[0] else " hidden"
@@ -94,20 +101,20 @@ def _card(
     findings: Sequence[Finding],
     hidden: str,
 ) -> str:
+    place = {"model": escape(model), "hidden": hidden, "title": escape(question.title)}
     if measured is None:
-        return EMPTY.format(model=escape(model), hidden=hidden, title=escape(question.title))
+        finding = _said_of(findings, question, model)
+        if finding is None:
+            return EMPTY.format(**place)
+        return UNMEASURED.format(
+            **place, status=status_chip(finding.status), statement=_folded(finding)
+        )
     finding = statement_for(findings, question.section, measured.opening)
     statement = status = ""
     if finding is not None:
-        status = status_chip(finding.status)
-        statement = (
-            "<details><summary>The statement</summary>"
-            f'<ul class="findings">{item(finding)}</ul></details>\n'
-        )
+        status, statement = status_chip(finding.status), _folded(finding)
     return CARD.format(
-        model=escape(model),
-        hidden=hidden,
-        title=escape(question.title),
+        **place,
         value=escape(measured.value),
         ends=escape(measured.ends),
         what=with_terms(escape(measured.what)),
@@ -115,6 +122,18 @@ def _card(
         status=status or '<span class="status undecided">no statement</span>',
         link=escape(question.link),
         statement=statement,
+    )
+
+
+def _said_of(findings: Sequence[Finding], question: Question, model: str) -> Finding | None:
+    """What the part says of a fine-tune, where there may be no number."""
+    return statement_for(findings, question.section, (f"{model}: ",))
+
+
+def _folded(finding: Finding) -> str:
+    return (
+        "<details><summary>The statement</summary>"
+        f'<ul class="findings">{item(finding)}</ul></details>\n'
     )
 
 

@@ -15,6 +15,7 @@ from figures.study_tables import study_tables
 from report.invented import INVENTED, registered, tables
 
 from emlens.report import data_blocks, slots
+from emlens.report.browser import browser_html
 from emlens.report.cards import cards_html
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.page import render
@@ -223,4 +224,24 @@ def test_a_card_says_on_which_questions_alignment_fell(domain: str | None, where
         }
     )
     cards = cards_html({"models": models}, [], ["bad"])
+    assert "Which direction?" not in cards
     assert f"alignment (0–100) {where}" in re.sub("<[^>]+>", "", cards)
+
+
+def test_a_question_without_a_number_has_its_statement() -> None:
+    sentence = "bad: no direction was chosen, because restoration is undefined."
+    said = [Finding("direction_transfer", sentence, "undecided")]
+    cards = cards_html({}, said, ["bad", "worse"])
+    first, second = cards.split("</article>")[:2]
+    assert "Which direction?" in first and "There is no number" in first and sentence in first
+    assert "undecided" in first and "Not measured for this fine-tune." in second
+
+
+def test_scores_without_a_text_are_no_answers() -> None:
+    row = {"model": "bad", "question": "q", "aligned": 50.0, "coherent": 90.0}
+    told = {
+        answer: browser_html({"questions": pd.DataFrame([row | {"answer": answer}])}, DataBlocks())
+        for answer in ("", "well")
+    }
+    assert "1 score of 1 model on 1 question. No text was kept" in told[""]
+    assert "1 answer of 1 model to 1 question." in told["well"]
