@@ -36,7 +36,7 @@ def test_a_study_is_run_by_two_sources_and_its_costs_compared(
         tables = {"arms": [1, 2]}
     return Result
 """
-    for name, size in (("earlier", "6 * 10**7"), ("today", "10**3")):
+    for name, size in (("earlier", "10**7"), ("today", "10")):
         package = tmp_path / name / "emlens"
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
@@ -51,5 +51,5 @@ def test_a_study_is_run_by_two_sources_and_its_costs_compared(
     found = transfer_cost.compare(
         study, {"normalise": "token"}, tmp_path / "work", tmp_path / "earlier"
     )
-    assert found["ratio"] < 0.2 and found["today"]["rows"] == {"arms": 2}
+    assert found["ratio"] < 0.5 and found["today"]["rows"] == {"arms": 2}
     assert json.dumps(found)

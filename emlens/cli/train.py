@@ -22,6 +22,7 @@ SETTINGS: Mapping[str, Setting] = {
     "save_dtype": text("weights on disk: float32, float16 or bfloat16 (as trained)"),
     "keep_every": count("keep the adapter after every N steps (never)"),
     "resume_every": count("write what a killed run resumes from after every N steps (50)"),
+    "report_to": text("trackers told of every step, such as tensorboard,wandb (none)"),
     "empty": text("chats whose answer is empty: error, or drop, which says how many (error)"),
     "actors": count("Ray actors, with --executor ray (1)"),
 }
@@ -140,7 +141,9 @@ def _saving(values: dict[str, Any]) -> "Saving":
             name=save_dtype,
             known=("float32", "float16", "bfloat16"),
         )
-    return Saving(**{"resume_every": 50, **values})
+    trackers = values.pop("report_to", None)
+    report_to = () if trackers is None else tuple(trackers.replace(" ", "").split(","))
+    return Saving(**{"resume_every": 50, **values}, report_to=report_to)
 
 
 def _device_of_rank(device: str, executor: "Executor") -> str:

@@ -45,6 +45,7 @@ from emlens.training.reporting import stage_bar
 from emlens.training.resuming import Snapshots, resume_directory
 from emlens.training.stopping import TrainingCallback
 from emlens.training.streams import SteeredModel
+from emlens.training.trackers import Report, check_trackers, reporting
 
 SIDECAR: Final = "emlens.json"
 LOG: Final = "training_log.csv"
@@ -99,12 +100,15 @@ class Saving:
             and a loss that is one also by its plain settings).
         before_publish: called with the directory and the trained model before it is published, to
             add files to it.
+        report_to: trackers that are told the log as it grows, such as `"tensorboard"` and
+            `"wandb"` (`emlens.training.trackers`); no byte of the checkpoint depends on them.
     """
 
     save_dtype: SaveDtype | None = None
     keep_every: int | None = None
     resume_every: int | None = None
     before_publish: Callable[[Path, Any], None] | None = None
+    report_to: Sequence[str] = ()
 
     def check(self, recipe: Recipe, parent: Parent) -> None:
         """Refuse what the recipe's method cannot do.
@@ -124,6 +128,7 @@ class Saving:
             )
         if self.resume_every is not None and self.resume_every < 1:
             raise InputError(f"resume_every={self.resume_every} must be 1 or more")
+        check_trackers(self.report_to)
 
 
 @dataclass(frozen=True)
@@ -246,15 +251,18 @@ def fit(
             fingerprint = _fingerprint(parent, batches, loss, callbacks)
             run = hash_json({**record, **fingerprint})
         out.parent.mkdir(parents=True, exist_ok=True)
+        writes = group is None or group.writes
         with (
             lock,
+            # before the random states are set, since a tracker may draw a name for its run
+            reporting(saving.report_to if writes else (), recipe, out) as report,
             seeded(recipe.seed, "fit"),
             quiet(),
             _scratch(out, saving.resume_every) as scratch,
         ):
             training = _Training(recipe, parent, saving, scratch, group)
-            log, stopped = training.run(batches, loss, objectives, callbacks, run, progress)
-            if group is None or group.writes:
+            log, stopped = training.run(batches, loss, objectives, callbacks, run, progress, report)
+            if writes:
                 training.publish(out, log, stopped, record, tokenizer)
         return Fitted(out, log, stopped, training.model)
 
@@ -294,6 +302,7 @@ class _Training:
         callbacks: Sequence[TrainingCallback],
         run: str,
         progress: bool,
+        report: Report | None = None,
     ) -> tuple[pd.DataFrame, str | None]:
         """The log, and why the run ended early."""
         from emlens.training import trainer
@@ -323,6 +332,7 @@ class _Training:
                 snapshots,
                 on_step=lambda done, total: bar("training", done, total),
                 group=self._group,
+                report=report,
             )
         _require_change(before, self.model)
         self.model.eval()

@@ -26,6 +26,7 @@ from emlens.training.parallel import Group, LossOfPart
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import Snapshots
 from emlens.training.stopping import StopRun, TrainingCallback
+from emlens.training.trackers import Report
 
 Batches = Callable[[int], Sequence[Mapping[str, Tensor]]]
 """0-based step to the parts that its rows are run in; `share` in a part is its weight in the step's
@@ -160,7 +161,9 @@ class _Recorder(TrainerCallback):
         start: int,
         steps: int,
         rows: list[dict[str, Any]],
+        report: Report | None = None,
     ):
+        self.report = report
         self.callbacks = callbacks
         self.snapshots = snapshots
         self.on_step = on_step
@@ -213,7 +216,10 @@ class _Recorder(TrainerCallback):
                     f"loss became {row['loss']} at step {row['step']};"
                     f" lower learning_rate={args.learning_rate} or clip"
                 )
-            self.rows.append({**row, "grad_norm": float(logs["grad_norm"]), **self.extra})
+            row |= {"grad_norm": float(logs["grad_norm"]), **self.extra}
+            self.rows.append(row)
+            if self.report is not None:
+                self.report(step, row)
             if self.snapshots is not None and self.stopped is None and self.snapshots.due(step):
                 self.snapshots.take(
                     step,
@@ -234,19 +240,21 @@ def train(
     snapshots: Snapshots | None = None,
     on_step: Callable[[int, int], None] | None = None,
     group: Group | None = None,
+    report: Report | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a
     callback stopped the run.
 
     Args:
         group: the processes that train this run together; None: this one alone.
+        report: told each row of the log.
     """
     optimiser = make_optimiser(recipe, module)
     start, rows = (0, []) if snapshots is None else snapshots.restore(module, optimiser, callbacks)
     if start == recipe.steps:
         return rows, None
     schedule = make_schedule(recipe, optimiser, start)
-    recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows)
+    recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows, report)
     alone: AbstractContextManager[None] = nullcontext()
     if group is None:
         alone = one_process()
