@@ -36,7 +36,10 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.tracking import (  # type: ignore[import-untyped]
+        LOGGER_TYPE_TO_CLASS,
+        get_available_trackers,
+    )
 
     if isinstance(names, str):
         raise InputError(f"report_to={names!r} is one string; pass a list of names")
