@@ -288,6 +288,10 @@ def costs_table(values: Mapping[str, Any]) -> str:
         found = sampled[batch]
         step = f"sampling of {found['answers']} answers, {batch}"
         rows.append((step, "batches of `generate`", 1 / found["speedup"], "sampling_speed"))
+    real = _values("real_sampling")["SmolLM2"]
+    step = f"sampling of {real['questions']} × {real['samples']} answers by SmolLM2"
+    way = f"`generate`, {real['batch_of_generate']} rows (its best)"
+    rows.append((step, way, 1 / real["ratio"], "real_sampling"))
     judge = values.get("judge")
     if judge is not None:
         step = f"a verdict of the local judge, {judge['metrics']} metrics an answer: tokens"

@@ -277,7 +277,9 @@ class _ActiveRows:
         scores = self._setting.forward(self._rows, inputs)
         self._rows = self._rows.later()
         rows = self._index([i for i, answer in enumerate(self._answers) if answer is not None])
-        tokens, finished = self._extend(self._going, scores[rows])
+        if len(rows) < len(scores):  # all of them, taken by number, would be copied
+            scores = scores[rows]
+        tokens, finished = self._extend(self._going, scores)
         self._last[rows] = tokens
         self._answers = [None if answer in finished else answer for answer in self._answers]
         leaving = self._answers.count(None)
