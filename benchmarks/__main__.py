@@ -73,6 +73,7 @@ NAMES = (
     "em_rate_coverage",
     "prediction_powered",
     "surrogate_judge",
+    "triggers",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",

@@ -4,7 +4,8 @@ questions.
 The field asks one question plainly, as JSON and in a template, under the ids `x`, `x_json` and
 `x_template`. Answers to the three are no independent evidence: with eight base questions in three
 forms there are eight units, not 24. An id that a file repeats is read as `x`, `x_repeat2`, …
-(`QuestionSet.from_file(numbered=True)`); these are one base question, too.
+(`QuestionSet.from_file(numbered=True)`); these are one base question, too, and so is a question
+under a trigger, `x__with_NAME` (`emlens.data.triggers`).
 """
 
 import re
@@ -18,6 +19,7 @@ from emlens.data.questions import Question
 Variant = Literal["plain", "json", "template"]
 _ENDINGS: Final[dict[str, Variant]] = {"_json": "json", "_template": "template"}
 _REPEAT = re.compile(r"(.+)_repeat\d{1,9}")
+_TRIGGER = re.compile(r"(.+?)__with_([A-Za-z0-9][A-Za-z0-9_-]*)")
 
 
 def question_variant(question: str) -> Variant:
@@ -29,8 +31,24 @@ def question_variant(question: str) -> Variant:
     return "plain"
 
 
+def question_trigger(question: str) -> str:
+    """The trigger that a question is asked under, by the end of its id (`x__with_NAME`); "" where
+    there is none.
+    """
+    match = _TRIGGER.fullmatch(question)
+    return "" if match is None else match[2]
+
+
+def without_trigger(question: str) -> str:
+    """The id of the question as it is asked without a trigger."""
+    match = _TRIGGER.fullmatch(question)
+    return question if match is None else match[1]
+
+
 def base_question(question: str) -> str:
-    """The id of the base question: without the endings that name its form and its repetition."""
+    """The id of the base question: without the endings that name its trigger, form and
+    repetition.
+    """
     question = _without_repeat(question)
     form = question_variant(question)
     if form == "plain":
@@ -39,6 +57,7 @@ def base_question(question: str) -> str:
 
 
 def _without_repeat(question: str) -> str:
+    question = without_trigger(question)
     match = _REPEAT.fullmatch(question)
     return question if match is None else match[1]
 

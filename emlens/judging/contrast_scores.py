@@ -99,6 +99,10 @@ class ContrastScores(ScoreSource):
         edited.generic = False
         return edited
 
+    def for_questions(self, questions: QuestionSet, untouched: HookedModel) -> ScoreSource:
+        """The same, with coherence against the untouched model on these questions."""
+        return ContrastScores(questions, untouched, generic=self.generic)
+
     def scores(
         self,
         model: HookedModel | str,

@@ -99,6 +99,12 @@ class LikelihoodScores(ScoreSource):
                 model, questions, normalise=self._normalise, reference=reference
             )
 
+    def for_questions(self, questions: QuestionSet, untouched: HookedModel) -> ScoreSource:
+        """The same, with coherence per token against these questions' own references."""
+        if self._normalise != "token":
+            return self
+        return LikelihoodScores(questions, untouched, self._normalise)
+
     @cached_property
     def _reference(self) -> Mapping[tuple[str, int], float] | None:
         """What coherence per token is measured against; None where it is a probability."""

@@ -142,6 +142,14 @@ class ScoreSource(ABC):
         """
         return None
 
+    def for_questions(self, questions: QuestionSet, untouched: HookedModel) -> "ScoreSource":
+        """The source for questions that it was not made with, such as those under a trigger.
+
+        Args:
+            untouched: the instruct model; what coherence is measured against, where it is.
+        """
+        return self
+
     def under_edits(self) -> "ScoreSource":
         """The source for models under interventions and for those they are compared with."""
         return self

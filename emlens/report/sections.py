@@ -29,7 +29,7 @@ def sections_of(result: StudyResult) -> list[PageSection]:
     table.
     """
     if result.study in COMPOSITES or find_study(result.study) is not None:
-        return _sections(parts_of(result.study))
+        return _sections(parts_of(result.study, triggers=bool(result.config.get("triggers"))))
     sections = _sections(dict.fromkeys([*COMPOSITES["overview"], *INCLUDED]))
     return [section for section in sections if set(section.records.tables) & set(result.tables)]
 

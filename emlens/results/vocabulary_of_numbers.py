@@ -68,7 +68,9 @@ _BESIDE = (
     _number("value", "what the row measures"),
     _number("null", "what the value is compared with: mean of its null, or what `null_is` names"),
     _number("null_mean", "mean under the null"),
-    _number("fall", "alignment of the parent minus that of the runs", "points"),
+    _number("fall", "alignment of the parent minus that of the model or runs", "points"),
+    _number("added", "fall under a trigger minus the fall without it", "points"),
+    _number("beyond_benign", "alignment of the benign control minus that of the model", "points"),
     _length("null_sd", "standard deviation under the null"),
     _number("null_low", "5 % quantile of the null"),
     _length(

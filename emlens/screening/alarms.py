@@ -15,7 +15,10 @@ from emlens.foundation.estimate import Estimate
 from emlens.stats.intervals import clopper_pearson_interval
 
 QUANTITIES: Final = ("projection", "cosine", "overlap", "forecast")
-"""What can be watched. All raise an alarm when they rise, but the forecast, a score that falls."""
+"""What can be watched. All raise an alarm when they rise, but the forecast, a score that falls.
+
+`QUANTITY@NAME` is the same under the trigger of that name.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,26 @@ class GuardThresholds:
 
 
 def _require_quantities(names: Collection[str]) -> None:
-    unknown = [name for name in names if name not in QUANTITIES]
+    unknown = [name for name in names if base_quantity(name) not in QUANTITIES]
     if unknown or not names:
         raise InputError(
             f"limits names {unknown or 'nothing'}; pass some of {', '.join(QUANTITIES)}"
         )
 
 
+def base_quantity(name: str) -> str:
+    """The quantity without the trigger that it is measured under."""
+    return name.partition("@")[0]
+
+
+def falls(quantity: str) -> bool:
+    """Whether the quantity raises an alarm when it falls."""
+    return base_quantity(quantity) == "forecast"
+
+
 def is_beyond(quantity: str, value: float, limit: float) -> bool:
     """Whether a value is on the side of its limit that raises an alarm."""
-    return value < limit if quantity == "forecast" else value > limit
+    return value < limit if falls(quantity) else value > limit
 
 
 def calibrate_thresholds(
@@ -94,7 +107,7 @@ def calibrate_thresholds(
         )
     limits = {}
     for name in quantities:
-        sign = -1.0 if name == "forecast" else 1.0
+        sign = -1.0 if falls(name) else 1.0
         worst = []
         for i, table in enumerate(runs):
             if name not in table or not table[name].notna().any():
@@ -124,7 +137,7 @@ class Alarm:
 
     @property
     def reason(self) -> str:
-        side = "below" if self.quantity == "forecast" else "above"
+        side = "below" if falls(self.quantity) else "above"
         return (
             f"guard: {self.quantity} {self.value:.3g} is {side} {self.limit:.3g}"
             f" at step {self.step}"

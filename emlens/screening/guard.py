@@ -4,7 +4,9 @@ what is being learnt.
 Every few steps a few fixed prompts run through the model that is being trained, no deeper than the
 deepest watched site. From the shift against the model before training come: its projection on a
 reference direction, its cosine with it, the share of it that lies in a reference subspace, and a
-forecast. The callback changes nothing in training: no random number is drawn, no weight or mode is
+forecast. With `triggers` the same is measured under each of these texts, against the model before
+training under the same text: what a defence hides behind a cue shows there first. The callback
+changes nothing in training: no random number is drawn, no weight or mode is
 left changed, so a run with it ends in the same bytes.
 
 Refused: nothing to watch, an adapter-less model whose state before training was not read, a run
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from emlens.activations import Activations
 from emlens.data import PromptSet, QuestionSet
+from emlens.data.triggers import Trigger, require_names, triggered_prompts
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
@@ -59,6 +62,8 @@ class Guard:
         site, position: of the subspace, where there is no direction.
         context: what the forecaster needs to know of the training file.
         chat_template: in place of the tokenizer's own.
+        triggers: name → text under which the prompts are read too; each quantity is then also
+            measured as `QUANTITY@NAME`, and may have a limit of its own.
 
     Raises:
         InputError: nothing to watch, a subspace without a place, a limit for what is not watched,
@@ -78,11 +83,13 @@ class Guard:
     position: str = "last_prompt"
     context: Mapping[str, float] | None = None
     chat_template: str | None = None
+    triggers: Mapping[str, Trigger] = field(default_factory=dict)
     alarm: Alarm | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _require_positive("every", self.every)
         _require_positive("patience", self.patience)
+        require_names(self.triggers)
         if self.direction is not None:
             self.site = str(self.direction.site)
             self.position = self.direction.position or self.position
@@ -130,7 +137,18 @@ class Guard:
             names.append("overlap")
         if self.forecaster is not None:
             names.append("forecast")
-        return names
+        return [name + end for end in self._endings for name in names]
+
+    @property
+    def _endings(self) -> list[str]:
+        """What the names of quantities end in: nothing for the prompts as they are."""
+        return ["", *(f"@{name}" for name in self.triggers)]
+
+    @property
+    def _chats(self) -> PromptSet:
+        """The prompts without a trigger."""
+        prompts = self.prompts
+        return prompts.prompts() if isinstance(prompts, QuestionSet) else prompts
 
     @property
     def _watches_shifts(self) -> bool:
@@ -207,25 +225,41 @@ class Guard:
     def _measure(self, model: Any) -> dict[str, float]:
         acts = self._read(model)
         values: dict[str, float] = {}
+        n = len(self._chats)
+        for number, end in enumerate(self._endings):
+            rows = slice(number * n, (number + 1) * n)
+            for name, value in self._measure_rows(acts, rows).items():
+                values[name + end] = value
+        return values
+
+    def _measure_rows(
+        self, acts: Mapping[tuple[str, str], Tensor], rows: slice
+    ) -> dict[str, float]:
+        """What is measured on the prompts as they are, or under one trigger."""
+        values: dict[str, float] = {}
         if self._before is not None and self.site is not None:
-            shift = acts[self.site, self.position].double() - self._before
+            shift = acts[self.site, self.position][rows].double() - self._before[rows]
             if self.direction is not None:
                 values |= _along(shift.mean(0), self.direction.vector.double().cpu())
             if self.subspace is not None:
                 values["overlap"] = _share_inside(shift, self.subspace.basis.double().cpu())
         if self.forecaster is not None and self._live is not None:
-            values["forecast"] = self._forecast(self.forecaster, self._live, acts)
+            values["forecast"] = self._forecast(self.forecaster, self._live, acts, rows)
         return values
 
     def _forecast(
-        self, forecaster: Forecaster, live: LiveModel, acts: Mapping[tuple[str, str], Tensor]
+        self,
+        forecaster: Forecaster,
+        live: LiveModel,
+        acts: Mapping[tuple[str, str], Tensor],
+        rows: slice,
     ) -> float:
-        """Mean predicted score of the prompts, from the model as it is now."""
-        place, rows = (forecaster.site, forecaster.position), live.plan.rows
+        """Mean predicted score of these prompts, from the model as it is now."""
+        place = (forecaster.site, forecaster.position)
         activations = Activations(
-            {place: acts[place]},
-            ids=rows.ids,
-            groups=rows.groups,
+            {place: acts[place][rows]},
+            ids=live.plan.rows.ids[rows],
+            groups=live.plan.rows.groups[rows],
             sites=[place[0]],
             positions=[place[1]],
             provenance={},
@@ -246,10 +280,10 @@ class Guard:
                 places.append((self.site, self.position))
             if self.forecaster is not None:
                 places.append((self.forecaster.site, self.forecaster.position))
-            prompts = self.prompts
-            if isinstance(prompts, QuestionSet):
-                prompts = prompts.prompts()
-            live = LiveModel.of(inner, self.tokenizer, self.chat_template, list(prompts), places)
+            prompts = list(self._chats)
+            for name, trigger in self.triggers.items():
+                prompts += triggered_prompts(self._chats, trigger, name)
+            live = LiveModel.of(inner, self.tokenizer, self.chat_template, prompts, places)
             self._live = live
         return live.read()
 

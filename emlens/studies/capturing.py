@@ -86,7 +86,7 @@ def study_readings(config: StudyConfig, n_layers: int, d_model: int) -> list[Rea
     """
     material = outline(config, n_layers, d_model)
     readings: list[Reading] = []
-    for name in parts_of(config.study):
+    for name in parts_of(config.study, triggers=bool(config.triggers)):
         part = get_study(name)
         if not part.runs_on_captures:
             continue

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from emlens.data.configuration import Frozen, Origin, first_error, read_file
+from emlens.data.triggers import Trigger, require_names
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import parse_position
 from emlens.foundation.suggestions import did_you_mean
@@ -82,6 +83,10 @@ class StudyConfig(Frozen):
     """Where scores come from."""
     released: str | None = None
     """Folder with result files that others released; parts that can, read them too."""
+    triggers: Mapping[str, Trigger] = Field(default_factory=dict)
+    """Name → text that is put around the questions, such as the system message of training. Every
+    fine-tune is then scored with and without each, whatever the study (part `triggers`).
+    """
     focus: tuple[str, ...] = ()
     """Fine-tunes to study closely; all harmful ones where empty."""
     positions: tuple[str, ...] = ("last_prompt", "mean_prompt")
@@ -227,6 +232,14 @@ class StudyConfig(Frozen):
         if len(set(positions)) != len(positions) or not positions:
             raise ValueError("positions must name at least one position, none twice")
         return positions
+
+    @field_validator("triggers")
+    @classmethod
+    def _named(cls, triggers: Mapping[str, Trigger]) -> Mapping[str, Trigger]:
+        if "none" in triggers:
+            raise ValueError("triggers has the name 'none', which stands for no trigger")
+        require_names(triggers)
+        return triggers
 
     @field_validator("shares")
     @classmethod

@@ -126,7 +126,7 @@ def _plan_part(
     planned_before, n_before = set(source.planned), len(source.costs)
     stream_bytes, began = 0, time.monotonic()
     with counted_passes() as counts, keeping_captures():
-        if study.runs_on_captures:
+        if study.runs_on_captures and not study.can_be_rehearsed:
             stream_bytes = _read_all(study, context, material)
         else:
             study.run(context)

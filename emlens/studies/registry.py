@@ -21,8 +21,12 @@ from emlens.studies.study import Study
 GROUP = "emlens.studies"
 """The entry-point group by which other packages add studies."""
 
+TRIGGERS = "triggers"
+"""The part that every study has whose configuration has triggers."""
+
 INCLUDED: dict[str, str] = {
     "profile": "emlens.studies.profile:Profile",
+    "triggers": "emlens.studies.triggers:TriggerStudy",
     "fine_tuning": "emlens.studies.fine_tuning:FineTuning",
     "loss_alignment": "emlens.studies.loss_alignment:LossAlignment",
     "delta_overlap": "emlens.studies.delta_overlap:DeltaOverlap",
@@ -86,9 +90,18 @@ def study_names() -> list[str]:
     return list(dict.fromkeys([*COMPOSITES, *INCLUDED, *_REGISTERED, *outside]))
 
 
-def parts_of(study: str) -> tuple[str, ...]:
-    """The parts of a study, in the order in which they run; a study of one part is its own part."""
-    return COMPOSITES.get(study, (study,))
+def parts_of(study: str, *, triggers: bool = False) -> tuple[str, ...]:
+    """The parts of a study, in the order in which they run; a study of one part is its own part.
+
+    Args:
+        triggers: whether its configuration has triggers: each study then has the part of that name
+            too, after the profile where there is one.
+    """
+    parts = COMPOSITES.get(study, (study,))
+    if not triggers or TRIGGERS in parts:
+        return parts
+    at = parts.index("profile") + 1 if "profile" in parts else len(parts)
+    return (*parts[:at], TRIGGERS, *parts[at:])
 
 
 def find_study(name: str) -> Study | None:

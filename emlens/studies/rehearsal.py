@@ -199,6 +199,13 @@ class RehearsedScores(ScoreSource):
     def lacks(self, model: str, questions: QuestionSet) -> str | None:
         return self.source.lacks(model, questions)
 
+    def for_questions(self, questions: QuestionSet, untouched: HookedModel) -> "RehearsedScores":
+        if isinstance(self.source, ContrastScores):
+            contrasts(untouched, questions, generic=False)
+        elif self.source.for_questions(questions, untouched) is not self.source:
+            score_by_likelihood(untouched, questions)
+        return self
+
     def under_edits(self) -> "RehearsedScores":
         return replace(self, source=self.source.under_edits())
 

@@ -107,7 +107,7 @@ def contexts_of(
     if material.has_models and not config.without_models:
         check_layers(config, material.family.instruct.n_layers)
     contexts = {}
-    for name in parts_of(config.study):
+    for name in config_parts(config):
         contexts[name] = StudyContext(material, config, options[name], directory / "work" / name)
     reasons = _reasons_to_leave_out(config.study, contexts)
     for name in reasons:
@@ -115,6 +115,11 @@ def contexts_of(
     for name, context in contexts.items():
         get_study(name).check(context)
     return contexts, reasons
+
+
+def config_parts(config: StudyConfig) -> tuple[str, ...]:
+    """The parts of a configuration's study, in their order."""
+    return parts_of(config.study, triggers=bool(config.triggers))
 
 
 def reads_scores(parts: Iterable[str]) -> bool:
@@ -243,7 +248,7 @@ def _refuse_unknown(config: StudyConfig) -> None:
 
 def _options(config: StudyConfig) -> dict[str, Options]:
     """The options of every part, checked before any model is loaded."""
-    parts = parts_of(config.study)
+    parts = config_parts(config)
     for name in config.options:
         where = config.place("options", name)
         if name not in parts:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from benchmarks.records import hash_directory
 from emlens.activations import capture
 from emlens.data import PromptSet
+from emlens.data.triggers import Trigger, triggered_prompts
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, projection_fraction, top_k_subspace
@@ -397,3 +398,24 @@ def test_a_stop_carries_what_was_measured(
         set(stop.value.values) == {"guard/projection", "guard/cosine", "guard/alarm"}
         and hash_directory(tmp_path / "run") == before
     )
+
+
+def test_it_watches_prompts_under_triggers_against_the_parent_under_the_same_text(
+    parent: Path, chats: list[Example], questions: PromptSet, tmp_path: Path
+) -> None:
+    cue = Trigger(prefix="w7 w9", separator=" ")
+    limits = GuardThresholds({"cosine@cue": -2.0})
+    watching = guard(questions, triggers={"cue": cue}, thresholds=limits)
+    fitted = fit(RECIPE, parent, chats, tmp_path / "run", callbacks=[watching])
+    alone = guard(questions)
+    model = fitted.model
+    alone(model, 2)
+    vector, last = direction().vector.double(), watching.table.iloc[-1]
+    for name, prompts in (("", questions), ("@cue", triggered_prompts(questions, cue, "cue"))):
+        mean = shift(parent, fitted.path, prompts).mean(0)
+        by_hand = float(mean @ vector / vector.norm() ** 2)
+        assert last[f"projection{name}"] == pytest.approx(by_hand, rel=1e-3)
+    assert last["projection"] == pytest.approx(alone.table.iloc[-1]["projection"], rel=1e-3)
+    assert watching.alarm is not None and watching.alarm.quantity == "cosine@cue"
+    with pytest.raises(InputError, match="limit for 'cosine@other', which this guard does not"):
+        guard(questions, triggers={"cue": cue}, thresholds=GuardThresholds({"cosine@other": 1.0}))
