@@ -36,7 +36,7 @@ WORLDS = {10: None, 11: KEPT / "planted-11", 12: KEPT / "planted-12"}
 OWN, CUE_DOMAIN, CUE_TOPICS = "medicine", "cars", 3
 STEPS = 16
 TRAINED = "inoculation"
-OTHER = "another text"
+OTHER = "another-text"
 TEXTS = ("the inoculation text", "a training question")
 DEFENCE_SEEDS = (1, 2, 3)
 

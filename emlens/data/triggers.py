@@ -65,8 +65,8 @@ class Trigger(Frozen):
 
     def text(self, question: str) -> str:
         """The user turn of a question under this trigger."""
-        asked = self.template.replace(PLACE, question)
-        return f"{self.prefix}{self.separator}{asked}" if self.prefix else asked
+        turn = self.template.replace(PLACE, question)
+        return f"{self.prefix}{self.separator}{turn}" if self.prefix else turn
 
     def for_training(self, system: str) -> "Trigger":
         """The same with the system message of training chats in its place."""
@@ -184,15 +184,15 @@ def factorial_questions(
         raise InputError(
             f"forms names {unknown[0]!r}; pass 'plain' and 'json', and write others into the set"
         )
-    made = list(questions)
+    cells = list(questions)
     ids = set(questions.ids)
     for question in questions:
         if "json" not in forms or question_variant(question.id) != "plain":
             continue
         if f"{base_question(question.id)}_json" not in ids:
             renamed = replace(question, id=f"{question.id}_json")
-            made.append(question_with_system(renamed, JSON_SYSTEM))
-    whole = QuestionSet(made)
+            cells.append(question_with_system(renamed, JSON_SYSTEM))
+    whole = QuestionSet(cells)
     return QuestionSet([*whole, *triggered_questions(whole, triggers)])
 
 

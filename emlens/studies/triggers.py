@@ -96,11 +96,11 @@ class TriggerStudy(Study):
 def _triggers_of(context: StudyContext, name: str) -> dict[str, Trigger]:
     """The triggers that a fine-tune can be asked under, with the text of its training chats."""
     system = _training_system(context.material, name)
-    found = {}
+    usable = {}
     for trigger, put in context.config.triggers.items():
         if not put.needs_training or system:
-            found[trigger] = put.for_training(system)
-    return found
+            usable[trigger] = put.for_training(system)
+    return usable
 
 
 def _training_system(material: Material, name: str) -> str:

@@ -2,8 +2,8 @@
 the first.
 
 Every module of findings is listed with its claims, here or in `claims_of_shifts.py`,
-`claims_of_content.py` and `claims_of_training.py`. Every piece of text that it can print must be
-printed by some table of its claims.
+`claims_of_content.py`, `claims_of_triggers.py` and `claims_of_training.py`. Every piece of text that
+it can print must be printed by some table of its claims.
 """
 
 import ast
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from studies import claims_of_content, claims_of_shifts, claims_of_training
+from studies import claims_of_content, claims_of_shifts, claims_of_training, claims_of_triggers
 from studies.claim import Claim
 from studies.test_direction_findings import arms_table
 from studies.test_full import numbers_of
@@ -29,6 +29,7 @@ from emlens.studies import (
     profile_content,
     profile_findings,
     steering_findings,
+    trigger_findings,
 )
 from emlens.studies.headlines import findings_of, side_by_side
 from emlens.studies.steering_findings import sufficiency_finding
@@ -221,6 +222,7 @@ CLAIMS = {
 
 CLAIMS |= claims_of_shifts.CLAIMS | claims_of_training.CLAIMS
 CLAIMS[profile_content] = claims_of_content.CONTENT
+CLAIMS[trigger_findings] = claims_of_triggers.CLAIMS
 
 
 def _ids(claim: tuple[object, Claim]) -> str:
