@@ -2,8 +2,8 @@
 the first.
 
 Every module of findings is listed with its claims, here or in `claims_of_shifts.py`,
-`claims_of_content.py`, `claims_of_triggers.py` and `claims_of_training.py`. Every piece of text that
-it can print must be printed by some table of its claims.
+`claims_of_content.py`, `claims_of_triggers.py` and `claims_of_training.py`. Every piece of text
+that it can print must be printed by some table of its claims.
 """
 
 import ast
