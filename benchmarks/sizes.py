@@ -1,9 +1,10 @@
-"""Many answers, prompts, questions and runs: does time stay linear, and what does memory do?
+"""Many answers, prompts, questions and runs: does time stay linear, and what does memory do? And
+a line of a gigabyte: is it refused?
 
 Each step is a process of its own, once at a size and once at ten times that. Time is that of the
 processor; memory is the peak of the process, what it imports included. A judge that costs nothing
 stands for a real one, so that what is measured is emlens alone; it keeps a distribution of three
-numbers with each verdict.
+numbers with each verdict. `rescore` and `score` are typed. A run of a sweep stands finished.
 """
 
 import json
@@ -124,8 +125,11 @@ def _sweep(folder: Path, count: int) -> None:
     """Plan runs, finish each with a record, and open the plan again as a second call does."""
     from emlens.runs import Unit, UnitLog
     from emlens.runs.plan import Plan
+    from emlens.training import Recipe, Sweep
 
-    units = [Unit(f"run-{i}", {"seed": i}) for i in range(count)]
+    recipe = Recipe(steps=2, batch_size=2, rank=2, alpha=4, target_modules=["q_proj"])
+    sweep = Sweep(recipe, {"seed": list(range(count))})
+    units = [Unit(run.id, {"recipe": run.recipe.to_record()}) for run in sweep.runs]
     out = folder / f"sweep-{count}"
     for _ in range(2):
         Plan.open(out, units)
@@ -218,6 +222,16 @@ def sizes_table(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def lines_table(values: dict[str, Any]) -> str:
+    """Markdown for docs/security.md."""
+    lines = ["| read as | seconds | memory, MB | what is said |", "|---|---|---|---|"]
+    for name, found in values["line"].items():
+        lines.append(
+            f"| {name} | {found['seconds']:.2f} | {found['bytes'] / 1e6:.0f} | {found['outcome']} |"
+        )
+    return "\n".join(lines)
+
+
 def long_line(folder: Path, size: int) -> dict[str, Any]:
     """A line that does not end, as questions, chats, answers and scores: bytes above before."""
     from benchmarks.bombs import peak_above
@@ -257,3 +271,7 @@ def main() -> None:
         steps = measure(Path(name), SIZES)
         line = long_line(Path(name), LINE)
     record("sizes", [0], {"steps": steps, "line_bytes": LINE, "line": line})
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,10 @@
 Names of tensors, types and templates come from the files, and reports of the libraries repeat them
 as they are. Here colours are left out and control characters are shown as escapes (`\\x1b`); line
 ends and tabs stay.
+
+One thread loads at a time. transformers changes functions of its own and of torch while it builds a
+model, and undoes it in an order that two threads would mix up: afterwards no model of the process
+could be loaded.
 """
 
 import logging
@@ -13,6 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from emlens.models.turn_lock import TurnLock
+
+_LOADING: Final = TurnLock(
+    "loading a model, for which libraries change themselves", "start the child with 'spawn'"
+)
 _LIBRARIES: Final = ("", "transformers", "peft", "accelerate", "huggingface_hub", "safetensors")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -33,8 +42,19 @@ def _shown(character: str) -> str:
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """While the block runs, logs and warnings of the libraries are escaped on their way out."""
+    """While the block runs, logs and warnings of the libraries are escaped on their way out.
 
+    Other threads wait with their own blocks until it ends.
+
+    Raises:
+        StateError: in a process that was forked while another thread was in such a block.
+    """
+    with _LOADING, _escaping():
+        yield
+
+
+@contextmanager
+def _escaping() -> Iterator[None]:
     def escapes(record: logging.LogRecord) -> bool:
         record.msg, record.args = escaped(record.getMessage()), ()
         return True

@@ -159,7 +159,7 @@ def _load(
 
     hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        with _quiet(), escaped_output():
+        with escaped_output(), _quiet():
             tokenizer = saved_tokenizer(source, local, **hub_options)
             module, loading_info = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **hub_options, **options

@@ -1,8 +1,9 @@
-"""A lock of a model's turns that knows when it was forked away.
+"""A lock of turns that knows when it was forked away.
 
-Threads take turns with one model. A process that is forked while another thread has its turn
-inherits the lock, and nobody who could free it: whoever waits for it waits for ever. Here the child
-hears so instead.
+Threads take turns with one model, and with what a process has once: the state that libraries change
+while they load, and the random numbers of a training run. A process that is forked while another
+thread has its turn inherits the lock, and nobody who could free it: whoever waits for it waits for
+ever. Here the child hears so instead.
 """
 
 import os
@@ -19,21 +20,27 @@ _LOCKS: Final["WeakSet[TurnLock]"] = WeakSet()
 class TurnLock:
     """A reentrant lock; in a child that was forked while another thread held it, it refuses.
 
+    Args:
+        doing: what a thread does that holds it, and what that leaves behind in a child.
+        instead: what to do in the child.
+
     Raises:
         StateError: on entering, in such a child.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        doing: str = "using the model, whose state is then that of half a pass",
+        instead: str = "load the model in the child, or start it with 'spawn'",
+    ) -> None:
+        self._refusal = f"this process was forked while another thread was {doing}; {instead}"
         self._lock = threading.RLock()
         self._is_orphaned = False
         _LOCKS.add(self)
 
     def __enter__(self) -> "TurnLock":
         if self._is_orphaned:
-            raise StateError(
-                "this process was forked while another thread was using the model, whose state is"
-                " then that of half a pass; load the model in the child, or start it with 'spawn'"
-            )
+            raise StateError(self._refusal)
         self._lock.acquire()
         return self
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from emlens.foundation.errors import InputError
+from emlens.models.library_output import escaped_output
 from emlens.training.publishing import quiet
 from emlens.training.streams import SteeredModel
 
@@ -30,7 +31,7 @@ def open_checkpoint(path: str | Path, parent: str | Path | None = None) -> Any:
     if whole_model is None:
         kind = "an adapter" if is_adapter else "steering vectors"
         raise InputError(f"{path}: is {kind}; pass parent=, the checkpoint it was trained on")
-    with quiet():
+    with escaped_output(), quiet():
         model = AutoModelForCausalLM.from_pretrained(str(whole_model), dtype=torch.float32)
         if is_steering:
             return SteeredModel.load(model, Path(path)).eval()

@@ -32,6 +32,7 @@ from emlens.foundation.records import write_checked
 from emlens.models.adapter_files import CONFIG, is_adapter
 from emlens.models.checkpoint_files import checkpoint_hashes, read_object
 from emlens.models.sidecars import ADAPTER_HASH, adapter_config_hash, read_sidecar
+from emlens.models.turn_lock import TurnLock
 from emlens.runs.locks import only_writer
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
@@ -51,6 +52,9 @@ SIDECAR: Final = "emlens.json"
 LOG: Final = "training_log.csv"
 KINDS: Final[Mapping[str, str]] = {"lora": "adapter", "full": "checkpoint", "steering": "steering"}
 """What a method leaves on disk, as `emlens.json` calls it."""
+
+_TURN: Final = TurnLock("training, with the random numbers of the process", "train with 'spawn'")
+"""Threads train one after the other: a process has one state of random numbers."""
 
 SaveDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -215,13 +219,13 @@ def fit(
             state lies beside `out`.
         IntegrityError: training changed no weight, or a weight overflows in `save_dtype`.
         LoadError: `model` is a path that holds no model.
-        StateError: another process trains into `out`.
+        StateError: another process trains into `out`; this one was forked while a thread trained.
     """
     from emlens.training.trainer import seeded
 
     out = Path(out)
     saving = saving or Saving()
-    with joined(parallel) as group:
+    with _TURN, joined(parallel) as group:
         check_parallel(group, recipe, objectives, saving.resume_every is not None, callable(data))
         parent = model if isinstance(model, Parent) else Parent(model)
         saving.check(recipe, parent)
@@ -407,7 +411,7 @@ def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32")
         )
     place: Any = torch_device(device)
     try:
-        with quiet(), escaped_output():
+        with escaped_output(), quiet():
             model, loading_info = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype="auto" if dtype == "own" else torch.float32,

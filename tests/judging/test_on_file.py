@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import sizes
 from benchmarks.sizes import QuickJudge, write_answers
 from emlens.data import AlignmentScores, Answer, Answers, score_chunks as chunks
 from emlens.data.score_chunks import scores_without_raw
@@ -134,6 +135,12 @@ def test_files_that_change_meanwhile_are_noticed(answers: Path, tmp_path: Path) 
     verdicts.unlink()
     with pytest.raises(StateError, match="v.jsonl: lost verdicts while they were written"):
         judged(answers, Meddling(verdicts, head))
+
+
+def test_a_line_that_does_not_end_is_refused_in_little_memory(tmp_path: Path) -> None:
+    for name, found in sizes.long_line(tmp_path, 2**27).items():
+        assert found["outcome"].startswith("refused: FILE, line 1: is longer than"), name
+        assert found["bytes"] < 2**26, name
 
 
 class CountingJudge(QuickJudge):
