@@ -3,19 +3,24 @@ is set back, another model or question file. Each ends with the same bytes, or s
 is wrong (`benchmarks.kills` types the commands; studies are killed in tests/studies).
 """
 
+import ctypes
 import json
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from benchmarks import kills
+from emlens.cli.main import app
 from emlens.organisms import load_organism
 
 HOW = {
@@ -48,7 +53,7 @@ def whole(
     desk: kills.Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, kills.Undisturbed]:
     work = tmp_path_factory.mktemp("whole")
-    return {command: kills.undisturbed(desk, command, work) for command in HOW}
+    return {command: kills.undisturbed(desk, command, work) for command in (*HOW, "study")}
 
 
 def call(
@@ -199,3 +204,78 @@ def test_one_line_says_what_changed_between_two_runs(
     assert line in said
     if code:
         assert kills.contents(out) == whole[command].files
+
+
+# ---- read-only folders
+
+WRITES_NOTHING = {
+    *("doctor", "parity", "replicate", "score", "view", "advice stats", "store info"),
+    *("store verify", "organism info", "real list"),
+}
+NOT_TYPED = {"screen fit", "real fetch", "real demo", "real train"}
+"""They need past fine-tunes, or a real model."""
+
+
+def typed_with(desk: kills.Desk, whole: dict[str, kills.Undisturbed], out: Path) -> dict[str, Any]:
+    """Every other command that writes, with an output in the folder `out`."""
+    home, model = desk.home, str(desk.model)
+    texts = [str(home / "positive.txt"), str(home / "negative.txt")]
+    scores, study = str(whole["judge"].out / "s.csv"), str(whole["study"].out)
+    [store] = whole["capture"].out.iterdir()
+    return {
+        **{command: desk.words(command, out / "x") for command in kills.COMMANDS},
+        "demo": ["demo", "--out", str(out / "x"), "--quiet"],
+        "init": ["init", str(out), "--out", "x.yaml", "--yes"],
+        "compare": ["compare", study, study, "--out", str(out / "x")],
+        "schema": ["schema", "--out", str(out / "x.json")],
+        "rescore": ["rescore", scores, "--out", str(out / "x.csv")],
+        "repair": ["repair", str(out / "answers.jsonl")],
+        "direction": [
+            *("direction", model, "--positive", texts[0], "--negative", texts[1]),
+            *("--out", str(out / "x")),
+        ],
+        "store export": ["store", "export", str(store), "--out", str(out / "x.npz")],
+        "organism train": ["organism", "train", "--out", str(out / "x"), "--quiet"],
+    }
+
+
+def names_of(commands: typer.Typer, before: str = "") -> set[str]:
+    """Every command, as it is typed."""
+    names = {f"{before}{command.name}" for command in commands.registered_commands}
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            names |= names_of(group.typer_instance, f"{before}{group.name} ")
+    return names
+
+
+def obey_permissions() -> None:
+    """Give up the capabilities by which root passes over permission bits (Linux)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, nothing):
+        raise OSError("capset")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="permission bits as Linux has them")
+def test_a_read_only_folder_is_one_line_of_every_command_that_writes(
+    desk: kills.Desk, whole: dict[str, kills.Undisturbed], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(desk.model, folder / "model")
+    shutil.copytree(whole["train"].out / "run", folder / "run")
+    shutil.copy(desk.home / "questions.jsonl", folder)
+    answers = (desk.home / "answers.jsonl").read_text()
+    (folder / "answers.jsonl").write_text(answers + '{"torn')
+    for name in ("positive", "negative"):
+        (desk.home / f"{name}.txt").write_text("why so\n")
+    commands = typed_with(desk, whole, folder)
+    assert {*commands, *WRITES_NOTHING, *NOT_TYPED} == names_of(app) | {"screen"}
+    folder.chmod(0o555)
+    before = kills.contents(folder)
+    for command, words in commands.items():
+        code, _ = kills.finish(kills.start(words, tmp_path / "said.txt", obey_permissions))
+        *_, last = (tmp_path / "said.txt").read_text().splitlines()
+        assert (code, last.startswith(f"error: {folder}")) == (2, True), (command, last)
+        assert "Permission denied; pass a path that can be read and written" in last, command
+    folder.chmod(0o755)
+    assert kills.contents(folder) == before

@@ -1,5 +1,6 @@
 """`emlens repair`: a file of JSON lines that two writers spoiled, made whole again."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def repair(
     from emlens.foundation.files import write_text
     from emlens.runs.locks import only_writer
 
-    with only_writer(file):
+    with nullcontext() if dry_run else only_writer(file):
         kept, dropped = repaired(file)
         before = file.with_name(f"{file.name}.before-repair")
         is_written = bool(dropped) and not dry_run

@@ -24,7 +24,11 @@ def publishing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        # the name that was asked for says more than that of the temporary file
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -8,16 +8,20 @@ holds nothing.
 The locks of a file system that several machines share may count on one machine alone. So the small
 file also beats: it is touched every few seconds as long as it is held. Who finds one that another
 machine wrote watches it: where it beats, the work is refused; where it stays silent for a lease
-(`emlens.runs.unit_claims`), its holder is taken for dead. Clocks are never compared.
+(`emlens.runs.unit_claims`), its holder is taken for dead. Clocks are never compared. Of machines
+that begin at the same moment all write their name, and after `SETTLES` seconds only the one whose
+name stands goes on.
 
 Where the platform or the file system knows no locks, nothing is held and the log says so: every
-write of this library is atomic and repeatable, so a second process costs time, not results.
+write of this library is atomic and repeatable, so a second process costs time, not results. Where
+nothing can be written at all, that is said at once, and not when the work is done.
 """
 
 import errno
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -44,6 +48,11 @@ from emlens.runs.unit_claims import (
 ANOTHER_RUN = "another run is working in this directory; wait for it, or pass another --out"
 ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
 
+SETTLES = 1.0
+"""Seconds between writing a name on a shared file system and reading whose name stands there."""
+_SHARED_FILE_SYSTEMS = re.compile(
+    r"nfs\d?|lustre|gpfs|beegfs|ceph|cifs|smb\d?|smbfs|9p|afs|glusterfs|ocfs2|gfs2|fuse\..+"
+)
 _SECONDS_BETWEEN_TRIES = 0.02
 _SECONDS_TO_A_NAME = 0.5
 _NO_LOCKS_HERE = {
@@ -58,6 +67,8 @@ _NO_LOCKS_HERE = {
     errno.EROFS,
     errno.ENAMETOOLONG,
 }
+
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 logger = logging.getLogger("emlens")
 
@@ -162,6 +173,10 @@ def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> Bas
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
+        written = guarded if guarded.exists() else guarded.parent
+        if error.errno in _NOT_WRITABLE and not os.access(written, os.W_OK):
+            # what is to be written cannot be: better said now than after the work
+            raise OSError(error.errno, os.strerror(error.errno), str(guarded)) from None
         _say_nothing_is_held(guarded, str(error))
         return None
     if isinstance(lock, SoftFileLock):
@@ -170,10 +185,54 @@ def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> Bas
         lock.release()
         _say_nothing_is_held(guarded, "the file system has no locks")
         return None
-    with suppress(OSError):  # only a courtesy: Windows lets nobody write to a locked file
-        lock_file.write_text(canonical_json({**identity(), "since": now()}, None))
-        _beats.add(lock_file)
+    _write_name(lock, lock_file, guarded, busy)
     return lock
+
+
+def _write_name(lock: BaseFileLock, lock_file: Path, guarded: Path, busy: str) -> None:
+    """Say in a lock's small file who holds it.
+
+    Raises:
+        StateError: another machine wrote its name at the same time; the lock is given back.
+    """
+    is_shared = _is_shared(guarded)
+    if not (is_shared and _is_of_another_machine(lock_file)):
+        with suppress(OSError):  # only a courtesy: Windows lets nobody write to a locked file
+            lock_file.write_text(canonical_json({**identity(), "since": now()}, None))
+            _beats.add(lock_file)
+    if not is_shared:
+        return
+    time.sleep(SETTLES)
+    if _is_of_another_machine(lock_file):
+        _beats.discard(lock_file)
+        lock.release()
+        raise StateError(f"{guarded}: {busy}{_holder(lock_file)}")
+
+
+def _is_of_another_machine(lock_file: Path) -> bool:
+    holder = _record_of(lock_file)
+    return bool(holder) and holder.get("machine") != machine()
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether several machines may see a path: its file system is one of a network (Linux)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        target = path.resolve()
+    except OSError:
+        return False
+    kind, longest = "", -1
+    for mount in mounts:
+        before, _, after = mount.partition(" - ")
+        place = Path(re.sub(r"\\(\d{3})", _octal, before.split()[4]))
+        if target.is_relative_to(place) and len(place.parts) >= longest:
+            longest, kind = len(place.parts), after.split()[0]
+    return _SHARED_FILE_SYSTEMS.fullmatch(kind) is not None
+
+
+def _octal(match: re.Match[str]) -> str:
+    """A space and the like in a place of /proc/self/mountinfo."""
+    return chr(int(match[1], 8))
 
 
 def _release(lock: BaseFileLock | None, lock_file: Path) -> None:

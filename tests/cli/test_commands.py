@@ -268,18 +268,6 @@ def test_organism_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert json.loads(out)["instruct"]["coherence"] > 0.8
 
 
-def test_a_read_only_output_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "out"))
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    code, out, err = run(monkeypatch, capsys, "demo", "--out", str(tmp_path / "out"), "--quiet")
-    said = f"{tmp_path / 'out'}: Read-only file system; pass a path that can be read and written"
-    assert (code, out, err) == (2, "", f"error: {said}\n")
-
-
 def test_a_failure_of_the_machine_has_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
