@@ -267,7 +267,7 @@ def test_a_read_only_folder_is_one_line_of_every_command_that_writes(
     answers = (desk.home / "answers.jsonl").read_text()
     (folder / "answers.jsonl").write_text(answers + '{"torn')
     for name in ("positive", "negative"):
-        (desk.home / f"{name}.txt").write_text("why so\n")
+        (desk.home / f"{name}.txt").write_text(f"why {name}\n")
     commands = typed_with(desk, whole, folder)
     assert {*commands, *WRITES_NOTHING, *NOT_TYPED} == names_of(app) | {"screen"}
     folder.chmod(0o555)
