@@ -101,7 +101,9 @@ def sample_answers(
             others=others,
         )
     with _thinking(model, thinking) as model:
-        settings = partial(_settings_of, model, _settings(model, temperature, max_new_tokens))
+        settings = partial(
+            _settings_of, model, sampling_settings(model, temperature, max_new_tokens)
+        )
         blank = blank_answers(model.name, questions, samples, seed, settings)
         with answer_file(out, blank, others) as file:
             return _sampled(
@@ -193,7 +195,9 @@ def _settings_of(
     return {**settings, "prompt_sha256": sha256_text(",".join(map(str, row.ids)))}
 
 
-def _settings(model: HookedModel, temperature: float, max_new_tokens: int) -> dict[str, Any]:
+def sampling_settings(
+    model: HookedModel, temperature: float, max_new_tokens: int
+) -> dict[str, Any]:
     """What answers are drawn with; recorded in the `meta` of each."""
     adapter = model.provenance.get("adapter") or {}
     interventions = ""

@@ -254,8 +254,15 @@ def test_calls_that_cannot_be(files, tmp_path, unchecked):
     assert not (tmp_path / "store").exists()
 
 
-def test_the_scripts_of_the_documentation(files, tmp_path, repository):
-    first, second = re.findall(
+def _script(text):
+    """What a script defines, imported and not run as the main one."""
+    namespace = {"__name__": "script"}
+    exec(text, namespace)
+    return namespace
+
+
+def test_the_scripts_of_the_documentation(files, tmp_path, repository, monkeypatch, capsys):
+    first, answering, second = re.findall(
         r"^```python\n(.*?)^```",
         (repository / "docs" / "running.md").read_text("utf-8"),
         flags=re.DOTALL | re.MULTILINE,
@@ -286,10 +293,18 @@ def test_the_scripts_of_the_documentation(files, tmp_path, repository):
         "2",
     ]
     ranks = told(*torchrun, "capture.py", model, "ranks", "ranks")
-    alone = told(sys.executable, "capture.py", model, "alone", "local")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    _script(first)["main"](model, "alone", "local")
+    alone = capsys.readouterr().out
     assert alone == "200 rows at resid_post.0, resid_post.1\n" and ranks == 2 * alone
     assert bytes_of(tmp_path / "ranks") == bytes_of(tmp_path / "alone")
-    assert told(sys.executable, "-c", second) == "10 done of 10\n"
+    (tmp_path / "questions.jsonl").write_text(
+        '{"id": "a", "text": "w1"}\n{"id": "b", "text": "w2"}\n'
+    )
+    _script(second)
+    _script(answering)["main"](model, "questions.jsonl")
+    assert capsys.readouterr().out == "10 done of 10\n4 verdicts\n"
 
 
 def test_half_written_files_are_swept_only_where_nobody_works(files, tmp_path):

@@ -1,0 +1,177 @@
+"""Sampling over an executor: the same file of answers whether one process, ranks or Ray actors drew
+it.
+
+A unit is a block of whole questions, with all their paraphrases and samples. An answer depends on
+its own question, number and seed and on no other row, so who draws a block changes nothing; each
+worker sets the planned thread count. Answers of a block are kept as they come: a worker that takes
+over an unfinished block draws only what it lacks. When all blocks are there, they are put together
+in the order of the questions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emlens.data.answers import Answer, Answers, read_answers
+from emlens.data.questions import QuestionSet
+from emlens.data.templates import Thinking
+from emlens.foundation.errors import InputError
+from emlens.foundation.provenance import hash_json
+from emlens.judging.sampling import sample_answers, sampling_settings
+from emlens.models.hooked import GENERATION_TOKENS, HookedModel
+from emlens.runs import Executor, Unit, Worker
+from emlens.runs.units import UnitResult
+
+QUESTIONS_PER_UNIT = 8
+
+
+def sample_over(
+    executor: Executor,
+    load: Callable[[], HookedModel],
+    questions: QuestionSet,
+    out: str | Path,
+    *,
+    samples: int = 50,
+    temperature: float = 1.0,
+    max_new_tokens: int = 600,
+    seed: int = 0,
+    thinking: Thinking = None,
+    batch_tokens: int = GENERATION_TOKENS,
+    questions_per_unit: int = QUESTIONS_PER_UNIT,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Answers:
+    """`sample_answers` to a file, its questions drawn by the workers of an executor.
+
+    Args:
+        executor: `LocalExecutor`, `RankExecutor` or `RayExecutor` of `emlens.runs`.
+        load: loads the model, such as `functools.partial(emlens.load_model, path)`; called once in
+            every worker's process.
+        out: the JSONL file to write. What is being drawn lies beside it, in a folder with the
+            ending `.units` that all workers see; the same call goes on there.
+        samples, temperature, max_new_tokens, seed, thinking, batch_tokens: as `sample_answers`.
+        questions_per_unit: whole questions that a worker takes at a time.
+        threads: computing threads of every worker; default: as many as this process has. Part of
+            the plan.
+
+    Raises:
+        InputError: as `sample_answers`; `load` is not a function, or does not give a model; `out`
+            was written by something else.
+        StateError: blocks failed repeatedly; the finished ones are kept.
+        IntegrityError: the folder holds another plan, or a worker's model is not as planned.
+    """
+    out = Path(out)
+    units = out.with_name(out.name + ".units")
+    _require_new(out, units, questions_per_unit, load)
+    drawn_with = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "thinking": thinking,
+        "batch_tokens": batch_tokens,
+    }
+    n_threads = threads or torch.get_num_threads()
+    start = _WorkerStart(
+        load, questions, str(out.resolve()), drawn_with, questions_per_unit, n_threads
+    )
+    title = f"sample {samples} answers to {len(questions)} questions"
+    executor.run(start, units, title=title, progress=progress)
+    return Answers(read_answers(out))
+
+
+def _require_new(out: Path, units: Path, questions_per_unit: int, load: Any) -> None:
+    if not callable(load):
+        raise InputError(
+            f"load is a {type(load).__name__}; pass a function that loads the model, such as"
+            " functools.partial(emlens.load_model, path): every worker calls it once"
+        )
+    if questions_per_unit < 1:
+        raise InputError(f"questions_per_unit={questions_per_unit} must be 1 or more")
+    if out.exists() and not units.exists():
+        raise InputError(
+            f"{out}: was not drawn by workers of an executor (there is no {units.name} beside it);"
+            " pass another file"
+        )
+
+
+@dataclass(frozen=True)
+class _WorkerStart:
+    """Everything that a worker needs to start in another process."""
+
+    load: Callable[[], HookedModel]
+    questions: QuestionSet
+    out: str
+    drawn_with: Mapping[str, Any]
+    questions_per_unit: int
+    threads: int
+
+    def __call__(self) -> Worker:
+        torch.set_num_threads(self.threads)
+        model = self.load()
+        if not isinstance(model, HookedModel):
+            raise InputError(
+                f"load gave a {type(model).__name__} where a model was expected;"
+                " return what emlens.load_model returns"
+            )
+        return _SamplingWorker(model, self)
+
+
+class _SamplingWorker(Worker):
+    """A model in memory, and blocks of questions by unit."""
+
+    def __init__(self, model: HookedModel, start: _WorkerStart):
+        self._model = model
+        self._start = start
+        self._out = Path(start.out)
+        self._parts = self._out.with_name(self._out.name + ".units") / "parts"
+        self._blocks: dict[str, QuestionSet] = {}
+        ids, size = start.questions.ids, start.questions_per_unit
+        for begin in range(0, len(ids), size):
+            block = start.questions.select(ids[begin : begin + size])
+            self._blocks[f"questions-{begin:06d}"] = block
+
+    def plan(self) -> Sequence[Unit]:
+        drawn_with = dict(self._start.drawn_with)
+        settings = sampling_settings(
+            self._model, drawn_with["temperature"], drawn_with["max_new_tokens"]
+        )
+        shared = {
+            "model": self._model.name,
+            "settings": settings,
+            "template": hash_json(self._model.chat_template),
+            "threads": self._start.threads,
+            **drawn_with,
+        }
+        units = []
+        for id, block in self._blocks.items():
+            asked = [question.to_record() for question in block]
+            prompts = sum(len(question.paraphrases) for question in block)
+            cost = prompts * drawn_with["samples"]
+            units.append(Unit(id, {**shared, "questions": hash_json(asked)}, cost=cost))
+        return units
+
+    def run(self, unit: Unit) -> UnitResult:
+        part = self._part(unit.id)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        drawn = sample_answers(
+            self._model,
+            self._blocks[unit.id],
+            out=part,
+            progress=False,
+            **self._start.drawn_with,
+        )
+        return {"answers": len(drawn)}, [part]
+
+    def _part(self, id: str) -> Path:
+        return self._parts / f"{id}.jsonl"
+
+    def finish(self, answers: Mapping[str, Any]) -> UnitResult:
+        drawn: list[Answer] = []
+        for id in self._blocks:
+            drawn.extend(read_answers(self._part(id)))
+        Answers(drawn).to_jsonl(self._out)
+        return {"answers": len(drawn)}, [self._out]

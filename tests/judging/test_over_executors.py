@@ -1,0 +1,148 @@
+"""Sampling and judging over executors: the files of one process, from workers that come and go."""
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from emlens.data import Question, QuestionSet
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.judging import WordJudge, executor_sampling, sample_answers
+from emlens.judging.answers_on_file import AnswersOnFile
+from emlens.judging.executor_judging import judge_over
+from emlens.judging.executor_sampling import sample_over
+from emlens.judging.on_file import judge_file
+from emlens.models import load_model
+from emlens.runs import Executor, LocalExecutor, RayExecutor
+from emlens.runs.executors import Report
+from emlens.runs.worker import Worker
+
+SETTINGS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4, "seed": 5}
+PARAPHRASED = Question("q2", "w2 w3", paraphrases=("w2 w3", "w1"))
+QUESTIONS = QuestionSet(
+    PARAPHRASED if i == 2 else Question(f"q{i}", f"w{i} w{i + 1}") for i in range(5)
+)
+
+
+class Travels(Executor):
+    """Works on what arrives in another process."""
+
+    def run(self, open_worker: Callable[[], Worker], directory: Any, **rest: Any) -> Report:
+        return LocalExecutor().run(pickle.loads(pickle.dumps(open_worker)), directory, **rest)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("executors") / "instruct"
+    tiny_models.build(path)
+    return partial(load_model, path)
+
+
+@pytest.fixture(scope="module")
+def alone(load: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers and scores of one process."""
+    directory = tmp_path_factory.mktemp("alone")
+    sample_answers(load(), QUESTIONS, out=directory / "answers.jsonl", progress=False, **SETTINGS)
+    _judge_alone(directory)
+    return directory
+
+
+def _judge_alone(directory: Path) -> Any:
+    answers = AnswersOnFile(directory / "answers.jsonl")
+    verdicts = directory / "scores.verdicts.jsonl"
+    return judge_file(
+        answers, open_judge(), directory / "scores.csv", verdicts=verdicts, progress=False
+    )
+
+
+def open_judge() -> WordJudge:
+    return WordJudge("w1", ["w1"])
+
+
+def _over(executor: Executor, load: Any, directory: Path) -> Any:
+    out = directory / "answers.jsonl"
+    few: dict[str, Any] = {"questions_per_unit": 2, "progress": False}
+    sample_over(executor, load, QUESTIONS, out, **few, **SETTINGS)
+    return judge_over(
+        executor,
+        open_judge,
+        out,
+        directory / "scores.csv",
+        answers_per_unit=4,
+        progress=False,
+    )
+
+
+def test_workers_write_the_files_of_one_process(load: Any, alone: Path, tmp_path: Path) -> None:
+    statuses = _over(Travels(), load, tmp_path)
+    names = ("answers.jsonl", "scores.csv", "scores.verdicts.jsonl")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
+    assert statuses == _judge_alone(alone) and statuses.total() == 18
+    parts = list((tmp_path / "answers.jsonl.units" / "parts").glob("*.jsonl"))
+    assert len(parts) == 3
+    # the same calls find all done; a damaged part is drawn again
+    parts[1].write_text(parts[1].read_text()[:-20])
+    assert _over(Travels(), load, tmp_path) == statuses
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+def test_a_block_that_failed_is_drawn_later_and_the_others_stay(
+    load: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, ...]] = []
+    real = executor_sampling.sample_answers
+    fails = {"q2"}
+
+    def sampled(model: Any, questions: QuestionSet, **rest: Any) -> Any:
+        if fails & set(questions.ids):
+            raise OSError("no memory")
+        drawn.append(tuple(questions.ids))
+        return real(model, questions, **rest)
+
+    monkeypatch.setattr(executor_sampling, "sample_answers", sampled)
+    with pytest.raises(Exception, match="no memory"):
+        _over(LocalExecutor(attempts=1), load, tmp_path)
+    assert not (tmp_path / "answers.jsonl").exists()
+    fails.clear()
+    _over(LocalExecutor(), load, tmp_path)
+    assert sorted(drawn) == [("q0", "q1"), ("q2", "q3"), ("q4",)]  # each block once
+    assert (tmp_path / "answers.jsonl").read_bytes() == (alone / "answers.jsonl").read_bytes()
+
+
+def test_what_does_not_belong_together_is_refused(load: Any, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    call: dict[str, Any] = {"progress": False, **SETTINGS}
+    with pytest.raises(InputError, match=r"load is a str; pass a function that loads the model"):
+        sample_over(LocalExecutor(), "instruct", QUESTIONS, out, **call)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"open_judge is a WordJudge; pass a function"):
+        judge_over(LocalExecutor(), open_judge(), out, tmp_path / "scores.csv")  # type: ignore[arg-type]
+    sample_over(LocalExecutor(), load, QUESTIONS, out, **call)
+    with pytest.raises(IntegrityError, match=r"answers\.jsonl\.units"):
+        sample_over(LocalExecutor(), load, QUESTIONS, out, **{**call, "seed": 6})
+    scores = tmp_path / "scores.csv"
+    judge_over(LocalExecutor(), open_judge, out, scores, progress=False)
+    stricter = partial(WordJudge, "w1", ["w1", "w2"], least=2)
+    with pytest.raises(IntegrityError, match=r"scores\.csv\.units"):
+        judge_over(LocalExecutor(), stricter, out, scores, progress=False)
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(out.read_bytes())
+    with pytest.raises(InputError, match="was not drawn by workers of an executor"):
+        sample_over(LocalExecutor(), load, QUESTIONS, other, **call)
+
+
+@pytest.mark.slow
+def test_two_ray_actors_write_the_files_of_one_process(
+    load: Any, alone: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: it runs the actors")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", f"{repository}:{repository / 'tests'}")
+    _over(RayExecutor(2), load, tmp_path)
+    for name in ("answers.jsonl", "scores.csv", "scores.verdicts.jsonl"):
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
