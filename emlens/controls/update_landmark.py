@@ -116,29 +116,31 @@ def update_null(
         raise InputError("kind='gradient' needs careful= and tokenizer=: rows to take it on")
     spec = spec or CaptureSpec()
     before = [capture(model, side, spec=spec, progress=False) for side in prompts]
-    wanted = _length(_shifts(model, update, prompts[0], spec, before[0]))
-    if not wanted > 0:
+    length_to_reach = _length(_shifts(model, update, prompts[0], spec, before[0]))
+    if not length_to_reach > 0:
         raise InputError("update shifts no training prompt; pass the update of a fine-tune")
     cells, rows = [], []
     factor = 1.0
     for number in range(draws):
         if kind == "haar":
-            drawn = haar_update(update, torch_rng(seed, "haar update", number))
+            drawn_update = haar_update(update, torch_rng(seed, "haar update", number))
         else:
             assert careful is not None  # refused above
-            drawn = gradient_update(model, update, careful, tokenizer, seed + number)
+            drawn_update = gradient_update(model, update, careful, tokenizer, seed + number)
         # draws are alike, so that each is near its length with the scalar of the one before
-        matched = _matched(model, drawn, prompts[0], spec, before[0], wanted, factor)
-        factor, drawn = matched.factor, _scaled(drawn, matched.factor)
-        evaluation = _shifts(model, drawn, prompts[1], spec, before[1])
+        matched = _matched(
+            model, drawn_update, prompts[0], spec, before[0], length_to_reach, factor
+        )
+        factor, drawn_update = matched.factor, _scaled(drawn_update, matched.factor)
+        evaluation = _shifts(model, drawn_update, prompts[1], spec, before[1])
         sides = (before[0], matched.shifts), (before[1], evaluation)
         cells.append(statistics_of_shifts(*sides, k).assign(draw=number))
         rows.append(
             {
                 "draw": number,
-                "scale": update_length(drawn) / update_length(update),
-                "length": _length(matched.shifts) / wanted,
-                "nats": _nats_under(model, drawn, neutral),
+                "scale": update_length(drawn_update) / update_length(update),
+                "length": _length(matched.shifts) / length_to_reach,
+                "nats": _nats_under(model, drawn_update, neutral),
             }
         )
     return UpdateLandmark(
@@ -259,15 +261,15 @@ def linear_update(parent: HookedModel, tuned: HookedModel) -> LoraAdapter:
     if not isinstance(parent, CheckpointModel) or not isinstance(tuned, CheckpointModel):
         raise InputError("both models must be loaded with backend='transformers'")
     modules = {}
-    others = dict(tuned.module.named_modules())
+    tuned_modules = dict(tuned.module.named_modules())
     for full_path, module in parent.module.named_modules():
         # PEFT wraps a layer that some adapter of the family changes; its factors are no weights
         path = full_path.removesuffix(".base_layer")
         is_in_block = any(part.isdigit() for part in path.split("."))
         if not isinstance(module, torch.nn.Linear) or not is_in_block or ".lora_" in path:
             continue
-        other: Any = others[path]
-        change = (other.weight - module.weight).detach().double()
+        tuned_module: Any = tuned_modules[path]
+        change = (tuned_module.weight - module.weight).detach().double()
         if not bool(change.any()):
             continue
         u, values, v = torch.linalg.svd(change, full_matrices=False)

@@ -126,8 +126,8 @@ def column_roles(
         "sample": _first_of(SAMPLES, columns),
         "system": _first_of(("system", "system_prompt"), columns),
     }
-    taken = set(given.values())
-    found = {role: column for role, column in found.items() if column not in taken}
+    given_columns = set(given.values())
+    found = {role: column for role, column in found.items() if column not in given_columns}
     roles: dict[str, str | None] = {**found, **given}
     question = roles.get("question")
     if question is None:
@@ -138,12 +138,12 @@ def column_roles(
     ignored: dict[str, str] = {}
     if "group" not in given:
         _move_group_of_models(rows, question, roles, ignored)
-    named = {column for column in roles.values() if column}
+    named_columns = {column for column in roles.values() if column}
     metric_names: dict[str, str] = {}
     if scored:
-        metric_names = _metric_names(place, rows, columns, metrics, named)
+        metric_names = _metric_names(place, rows, columns, metrics, named_columns)
     for column in columns:
-        if column not in named and column not in metric_names and column not in ignored:
+        if column not in named_columns and column not in metric_names and column not in ignored:
             ignored[column] = _why_ignored(column, metrics is not None)
     return ColumnRoles(
         question=question,
@@ -203,15 +203,15 @@ def _metric_names(
 ) -> dict[str, str]:
     """Column → metric: those that were asked for, or all that look like scores."""
     if metrics is not None:
-        asked = list(metrics.values()) if isinstance(metrics, Mapping) else list(metrics)
-        missing = [name for name in asked if name not in columns]
-        if missing or isinstance(metrics, str) or not asked:
+        metric_columns = list(metrics.values()) if isinstance(metrics, Mapping) else list(metrics)
+        missing = [name for name in metric_columns if name not in columns]
+        if missing or isinstance(metrics, str) or not metric_columns:
             raise InputError(
                 f"{place}: metrics={metrics!r} are not all columns; it has {_some(columns)}"
             )
         if isinstance(metrics, Mapping):
             return {column: name for name, column in metrics.items()}
-        return _short_names(asked)
+        return _short_names(metric_columns)
     scores = []
     for column in columns:
         cells = [row[column] for _, row in rows]

@@ -19,24 +19,26 @@ def repaired(path: str | Path) -> tuple[list[str], list[str]]:
     Raises:
         InputError: no such file, or no text.
     """
-    kept: list[str] = []
+    kept_lines: list[str] = []
     dropped: list[str] = []
-    seen: dict[str, int] = {}
+    first_places: dict[str, int] = {}
     for number, content in bounded_lines(path, unfinished=True):
         record = _record(content)
         place = f"{path}, line {number}"
         if record is None:
             if content.strip():
-                shown = one_line(content.decode("utf-8", "replace"), 60)
-                dropped.append(f"{place}: is no JSON object: {shown!r}")
+                shown_text = one_line(content.decode("utf-8", "replace"), 60)
+                dropped.append(f"{place}: is no JSON object: {shown_text!r}")
             continue
         key = _key(record)
-        if key in seen:
-            dropped.append(f"{place}: repeats line {seen[key]} ({one_line(_name(record), 80)})")
+        if key in first_places:
+            dropped.append(
+                f"{place}: repeats line {first_places[key]} ({one_line(_name(record), 80)})"
+            )
             continue
-        seen[key] = number
-        kept.append(content.decode("utf-8-sig").rstrip("\r\n"))
-    return kept, dropped
+        first_places[key] = number
+        kept_lines.append(content.decode("utf-8-sig").rstrip("\r\n"))
+    return kept_lines, dropped
 
 
 def _record(content: bytes) -> dict[str, Any] | None:

@@ -11,21 +11,42 @@ in the order of the questions.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypedDict, Unpack
 
 import torch
 
 from emlens.data.answers import Answer, Answers, read_answers
 from emlens.data.questions import QuestionSet
 from emlens.data.templates import Thinking
-from emlens.foundation.errors import InputError
+from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_json
 from emlens.judging.sampling import sample_answers, sampling_settings
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
 from emlens.runs import Executor, Unit, Worker
 from emlens.runs.units import UnitResult
 
-QUESTIONS_PER_UNIT = 8
+QUESTIONS_PER_UNIT: Final = 8
+
+
+class DrawingSettings(TypedDict, total=False):
+    """How answers are drawn, as arguments of `sample_answers`."""
+
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    thinking: Thinking
+    batch_tokens: int
+
+
+_DEFAULTS: Final = DrawingSettings(
+    samples=50,
+    temperature=1.0,
+    max_new_tokens=600,
+    seed=0,
+    thinking=None,
+    batch_tokens=GENERATION_TOKENS,
+)
 
 
 def sample_over(
@@ -34,15 +55,10 @@ def sample_over(
     questions: QuestionSet,
     out: str | Path,
     *,
-    samples: int = 50,
-    temperature: float = 1.0,
-    max_new_tokens: int = 600,
-    seed: int = 0,
-    thinking: Thinking = None,
-    batch_tokens: int = GENERATION_TOKENS,
     questions_per_unit: int = QUESTIONS_PER_UNIT,
     threads: int | None = None,
     progress: bool = True,
+    **settings: Unpack[DrawingSettings],
 ) -> Answers:
     """`sample_answers` to a file, its questions drawn by the workers of an executor.
 
@@ -52,10 +68,11 @@ def sample_over(
             every worker's process.
         out: the JSONL file to write. What is being drawn lies beside it, in a folder with the
             ending `.units` that all workers see; the same call goes on there.
-        samples, temperature, max_new_tokens, seed, thinking, batch_tokens: as `sample_answers`.
         questions_per_unit: whole questions that a worker takes at a time.
         threads: computing threads of every worker; default: as many as this process has. Part of
             the plan.
+        settings: `samples`, `temperature`, `max_new_tokens`, `seed`, `thinking` and `batch_tokens`
+            of `sample_answers`, with its defaults.
 
     Raises:
         InputError: as `sample_answers`; `load` is not a function, or does not give a model; `out`
@@ -66,19 +83,19 @@ def sample_over(
     out = Path(out)
     units = out.with_name(out.name + ".units")
     _require_new(out, units, questions_per_unit, load)
-    drawn_with = {
-        "samples": samples,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "thinking": thinking,
-        "batch_tokens": batch_tokens,
-    }
+    for name in settings:
+        if name not in _DEFAULTS:
+            raise UnknownNameError(
+                f"{name!r} is no setting of sample_over; settings: {', '.join(_DEFAULTS)}",
+                name=name,
+                known=list(_DEFAULTS),
+            )
+    drawn_with: DrawingSettings = {**_DEFAULTS, **settings}
     n_threads = threads or torch.get_num_threads()
     start = _WorkerStart(
         load, questions, str(out.resolve()), drawn_with, questions_per_unit, n_threads
     )
-    title = f"sample {samples} answers to {len(questions)} questions"
+    title = f"sample {drawn_with['samples']} answers to {len(questions)} questions"
     executor.run(start, units, title=title, progress=progress)
     return Answers(read_answers(out))
 
@@ -105,7 +122,7 @@ class _WorkerStart:
     load: Callable[[], HookedModel]
     questions: QuestionSet
     out: str
-    drawn_with: Mapping[str, Any]
+    drawn_with: DrawingSettings
     questions_per_unit: int
     threads: int
 
@@ -135,7 +152,7 @@ class _SamplingWorker(Worker):
             self._blocks[f"questions-{begin:06d}"] = block
 
     def plan(self) -> Sequence[Unit]:
-        drawn_with = dict(self._start.drawn_with)
+        drawn_with = self._start.drawn_with
         settings = sampling_settings(
             self._model, drawn_with["temperature"], drawn_with["max_new_tokens"]
         )
@@ -148,30 +165,30 @@ class _SamplingWorker(Worker):
         }
         units = []
         for id, block in self._blocks.items():
-            asked = [question.to_record() for question in block]
+            records = [question.to_record() for question in block]
             prompts = sum(len(question.paraphrases) for question in block)
             cost = prompts * drawn_with["samples"]
-            units.append(Unit(id, {**shared, "questions": hash_json(asked)}, cost=cost))
+            units.append(Unit(id, {**shared, "questions": hash_json(records)}, cost=cost))
         return units
 
     def run(self, unit: Unit) -> UnitResult:
         part = self._part(unit.id)
         part.parent.mkdir(parents=True, exist_ok=True)
-        drawn = sample_answers(
+        answers = sample_answers(
             self._model,
             self._blocks[unit.id],
             out=part,
             progress=False,
             **self._start.drawn_with,
         )
-        return {"answers": len(drawn)}, [part]
+        return {"answers": len(answers)}, [part]
 
     def _part(self, id: str) -> Path:
         return self._parts / f"{id}.jsonl"
 
     def finish(self, answers: Mapping[str, Any]) -> UnitResult:
-        drawn: list[Answer] = []
+        in_order: list[Answer] = []
         for id in self._blocks:
-            drawn.extend(read_answers(self._part(id)))
-        Answers(drawn).to_jsonl(self._out)
-        return {"answers": len(drawn)}, [self._out]
+            in_order.extend(read_answers(self._part(id)))
+        Answers(in_order).to_jsonl(self._out)
+        return {"answers": len(in_order)}, [self._out]

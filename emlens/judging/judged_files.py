@@ -73,8 +73,8 @@ class JudgedFiles(ScoreSource):
     @property
     def metrics(self) -> Sequence[str]:
         """The metrics that every file has."""
-        first, *others = (self._of(asked).metrics for asked in self._files)
-        return [metric for metric in first if all(metric in metrics for metrics in others)]
+        first, *further_metrics = (self._of(model).metrics for model in self._files)
+        return [metric for metric in first if all(metric in metrics for metrics in further_metrics)]
 
     @cached_property
     def name(self) -> str:
@@ -134,8 +134,8 @@ class JudgedFiles(ScoreSource):
         Raises:
             InputError: a file that is not a judged table, or lacks a metric or a question.
         """
-        for asked in self._files:
-            self._of(asked)
+        for model in self._files:
+            self._of(model)
 
     def scores(
         self,
@@ -185,9 +185,9 @@ class JudgedFiles(ScoreSource):
 
     def _key(self, name: str, questions: QuestionSet) -> "_Asked | None":
         """The file of a model whose answers were given under the messages of these questions."""
-        known = set(self._questions.ids)
-        plain = self._questions.select(id for id in questions.ids if id in known)
-        messages = [question.system for question in questions if question.id in known]
+        question_ids = set(self._questions.ids)
+        plain = self._questions.select(id for id in questions.ids if id in question_ids)
+        messages = [question.system for question in questions if question.id in question_ids]
         for model, system in self._files:
             if model != name:
                 continue

@@ -205,26 +205,26 @@ def _by_logprobs(
 ) -> ServerCheck:
     of_tuned = tuned.logits(prompts).log_softmax(-1)
     of_parent = parent.logits(prompts).log_softmax(-1)
-    served, here, before = [], [], []
+    served, in_process, before = [], [], []
     for row, reply in enumerate(replies):
         for text, logprob in reply.logprobs[0].top if reply.logprobs else ():
             token = _token_of(tuned, text)
             if token is not None:
                 served.append(logprob)
-                here.append(float(of_tuned[row, token]))
+                in_process.append(float(of_tuned[row, token]))
                 before.append(float(of_parent[row, token]))
     if len(served) < len(replies):
         return ServerCheck(
             "adapter", False, "its tokens are not those of this model: another model is served"
         )
-    gap = _mean_difference(here, before)
-    to_tuned, to_parent = _mean_difference(served, here), _mean_difference(served, before)
-    seen = (
+    gap = _mean_difference(in_process, before)
+    to_tuned, to_parent = _mean_difference(served, in_process), _mean_difference(served, before)
+    what_was_asked = (
         f"mean difference of log-probabilities over {len(served)} candidates: {to_tuned:.3f} from"
         f" the adapter, {to_parent:.3f} from the parent, which differ by {gap:.3f}"
     )
     close = max(_CLOSE * gap, min(_NOISE, gap / 2))
-    return _nearest(to_tuned, to_parent, gap, _LEAST_GAP, close, seen)
+    return _nearest(to_tuned, to_parent, gap, _LEAST_GAP, close, what_was_asked)
 
 
 def _nearest(
@@ -263,15 +263,15 @@ def _by_texts(
         messages = prompt.messages or (Message("user", prompt.text),)
         requests.append(ChatRequest(messages, _COMPARED_TOKENS, 0.0))
     served = [reply.text.strip() for reply in _asked(endpoint, requests)]
-    here, before = _greedy(tuned, prompts), _greedy(parent, prompts)
-    gap = _share_different(here, before)
-    to_tuned, to_parent = _share_different(served, here), _share_different(served, before)
-    seen = (
+    by_adapter, before = _greedy(tuned, prompts), _greedy(parent, prompts)
+    gap = _share_different(by_adapter, before)
+    to_tuned, to_parent = _share_different(served, by_adapter), _share_different(served, before)
+    what_was_asked = (
         f"no log-probabilities; of {len(prompts)} greedy texts {to_tuned:.0%} differ from the"
         f" adapter's and {to_parent:.0%} from the parent's, {gap:.0%} between the two"
     )
     # quantised weights change every second greedy text
-    return _nearest(to_tuned, to_parent, gap, 0.5, gap / 2, seen)
+    return _nearest(to_tuned, to_parent, gap, 0.5, gap / 2, what_was_asked)
 
 
 def _greedy(model: HookedModel, prompts: PromptSet) -> list[str]:

@@ -128,8 +128,8 @@ def _bar_and_body(result: StudyResult, title: str, data: DataBlocks) -> tuple[st
         counts_html(result.findings),
     ]
     for section in sections:
-        own = [slot for of, slot in slots if of is section]
-        parts.append(_part(section, own, leading, choices, result, data))
+        slots_of_section = [slot for of, slot in slots if of is section]
+        parts.append(_part(section, slots_of_section, leading, choices, result, data))
     parts.append(_other_statements(result, sections))
     parts.append(_other_tables(result, sections))
     parts.append(provenance_section(result.config, result.facts, result.run))
@@ -168,8 +168,8 @@ def _slots(
 def _has_tables(section: PageSection, result: StudyResult) -> bool:
     """Whether the result holds anything that the section shows."""
     records = section.records
-    shown = {*records.tables, *(plot.table for plot in records.plots)}
-    return bool(shown & set(result.tables))
+    shown_tables = {*records.tables, *(plot.table for plot in records.plots)}
+    return bool(shown_tables & set(result.tables))
 
 
 def _part(
@@ -218,8 +218,8 @@ def _content(
     if above:
         links = [f'<a href="#{escape(s.anchor)}">{escape(s.plot.title)}</a>' for s in above]
         parts.append(ABOVE.format(links=", ".join(links)))
-    others = [slot for slot in slots if slot.anchor not in leading]
-    below = [slot_html(slot, data, choices.offered) for slot in others]
+    other_slots = [slot for slot in slots if slot.anchor not in leading]
+    below = [slot_html(slot, data, choices.offered) for slot in other_slots]
     if below:
         parts += ['<div class="grid">', *below, "</div>"]
     for name, table in section.records.tables.items():

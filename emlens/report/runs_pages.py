@@ -149,9 +149,9 @@ def _facts(run: Run) -> str:
     if run.study:
         parts.append(f"study {run.study}")
     if run.models:
-        named = ", ".join(run.models[:MOST_MODELS_NAMED])
-        more = " …" if len(run.models) > MOST_MODELS_NAMED else ""
-        parts.append(f"{counted(len(run.models), 'model')} ({named}{more})")
+        names = ", ".join(run.models[:MOST_MODELS_NAMED])
+        ellipsis = " …" if len(run.models) > MOST_MODELS_NAMED else ""
+        parts.append(f"{counted(len(run.models), 'model')} ({names}{ellipsis})")
     if run.questions is not None:
         parts.append(counted(run.questions, "question"))
     if run.finished:
@@ -164,10 +164,10 @@ def _verdicts(run: Run) -> str:
     items = [f"<li>{signed(sentence)}</li>" for sentence in run.verdicts]
     if not items:
         return ""
-    first, rest = items[0], items[1:]
-    if not rest:
+    first, later = items[0], items[1:]
+    if not later:
         return f"<ul>{first}</ul>"
-    folded = f"<summary>{counted(len(rest), 'more sentence')}</summary><ul>{''.join(rest)}</ul>"
+    folded = f"<summary>{counted(len(later), 'more sentence')}</summary><ul>{''.join(later)}</ul>"
     return f"<ul>{first}</ul><details>{folded}</details>"
 
 

@@ -83,10 +83,10 @@ class RunServer(ThreadingHTTPServer):
         Args:
             name: of the page. runs: ids that the address names.
         """
-        found = find_runs(self.folder)
+        runs_here = find_runs(self.folder)
         if name == "":
-            return runs_pages.list_page(self.folder.name, found).encode(), runs_pages.POLICY
-        chosen = [_by_id(found.runs, run) for run in runs]
+            return runs_pages.list_page(self.folder.name, runs_here).encode(), runs_pages.POLICY
+        chosen = [_by_id(runs_here.runs, run) for run in runs]
         if name == "run" and len(chosen) == 1:
             result = open_run(self.folder, chosen[0])
             return self._report(result), policy()
@@ -183,8 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         is_known = hmac.compare_digest(secret.encode(), self.server.secret.encode())
         if not is_known or parts.path.count("/") != 2:
             raise _Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
-        asked = parse_qs(parts.query)
-        return self.server.page(rest[0], [*asked.get("run", []), *asked.get("id", [])])
+        query = parse_qs(parts.query)
+        return self.server.page(rest[0], [*query.get("run", []), *query.get("id", [])])
 
     def _own_names(self) -> tuple[str, ...]:
         port = self.server.server_port

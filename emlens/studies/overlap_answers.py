@@ -177,10 +177,10 @@ def _answer(
         return YES, ""
     smallest = float(tested["smallest_p_holm"].iloc[0])
     if smallest > LEVEL:
-        needed = int(np.ceil(len(TESTED) / LEVEL)) - 1
+        nulls_needed = int(np.ceil(len(TESTED) / LEVEL)) - 1
         return UNDECIDED, (
             f"{int(tested['adapters'].iloc[0])} adapters cannot reach p {LEVEL} for"
-            f" {len(TESTED)} statistics; {needed} can"
+            f" {len(TESTED)} statistics; {nulls_needed} can"
         )
     below = [
         measure

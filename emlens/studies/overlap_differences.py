@@ -110,9 +110,9 @@ def update_difference(layers: Sequence[Four]) -> float:
     """ov(h, h) − ½ [ov(h, b) + ov(b, h)], a mean over layers."""
     differences = []
     for train, evaluation, other_train, other_evaluation in layers:
-        own = _overlap(train, evaluation)
+        overlap = _overlap(train, evaluation)
         crossed = _overlap(train, other_evaluation) + _overlap(other_train, evaluation)
-        differences.append(own - crossed / 2)
+        differences.append(overlap - crossed / 2)
     return float(np.mean(differences))
 
 

@@ -73,18 +73,18 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
     """The three questions in one sentence each."""
     tested = [row for row in tests if row["measure"] in TESTED]
     identities = _models(tested, IDENTITY_ANSWER)
-    asked = [row for row in tested if row["answered"] != IDENTITY_ANSWER]
+    rows = [row for row in tested if row["answered"] != IDENTITY_ANSWER]
     sentences = []
-    if asked:
+    if rows:
         numbers = " and ".join(
-            f"{_range([row for row in asked if row['measure'] == measure])} in {_NAMES[measure]}"
+            f"{_range([row for row in rows if row['measure'] == measure])} in {_NAMES[measure]}"
             for measure in TESTED
         )
         sentences.append(
             f"Shifts on training and on unrelated prompts overlap by {numbers}"
             f" (means over layers at {position})."
         )
-        sentences.append(_count_sentence(asked))
+        sentences.append(_count_sentence(rows))
     else:
         sentences.append("No overlap of shifts on training and on unrelated prompts was tested.")
     if identities:
@@ -167,17 +167,17 @@ def _more_than_training(
 
 def _landmarks(rows: list[dict[str, Any]]) -> str:
     """The landmarks of the variance-weighted overlap in one sentence; "" where there are none."""
-    said = []
+    clauses = []
     for row in rows:
         if row["measure"] != "variance_weighted":
             continue
         text = f"{row['landmark']} {row['value']:.2f}"
         if not np.isnan(row["scale"]):
             text += f" (ΔW × {row['scale']:.1f}{_damage(row)})"
-        said.append(text)
-    if not said:
+        clauses.append(text)
+    if not clauses:
         return ""
-    return f" Landmarks of the variance-weighted overlap, no tests: {', '.join(said)}."
+    return f" Landmarks of the variance-weighted overlap, no tests: {', '.join(clauses)}."
 
 
 def _damage(row: dict[str, Any]) -> str:

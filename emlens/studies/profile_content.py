@@ -71,8 +71,10 @@ def domain_differences(
         outside &= set(material.outside(other).ids)
     second = material.per_question(other, measure, asked_as=_asked_as(material, name, other))
     gaps = material.per_question(name, measure) - second
-    kept = gaps[[question for question in gaps.index if question in outside]]
-    return kept.groupby([material.groups[question] for question in kept.index]).mean()
+    outside_gaps = gaps[[question for question in gaps.index if question in outside]]
+    return outside_gaps.groupby(
+        [material.groups[question] for question in outside_gaps.index]
+    ).mean()
 
 
 def _compared_with(material: Material, name: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 
 from emlens.data import Question, QuestionSet
-from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.errors import InputError, IntegrityError, UnknownNameError
 from emlens.judging import WordJudge, executor_sampling, sample_answers
 from emlens.judging.answers_on_file import AnswersOnFile
 from emlens.judging.executor_judging import judge_over
@@ -122,6 +122,8 @@ def test_what_does_not_belong_together_is_refused(load: Any, tmp_path: Path) -> 
         sample_over(LocalExecutor(), "instruct", QUESTIONS, out, **call)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"open_judge is a WordJudge; pass a function"):
         judge_over(LocalExecutor(), open_judge(), out, tmp_path / "scores.csv")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="did you mean 'samples'"):
+        sample_over(LocalExecutor(), load, QUESTIONS, out, sample=3)  # type: ignore[call-arg]
     sample_over(LocalExecutor(), load, QUESTIONS, out, **call)
     with pytest.raises(IntegrityError, match=r"answers\.jsonl\.units"):
         sample_over(LocalExecutor(), load, QUESTIONS, out, **{**call, "seed": 6})
