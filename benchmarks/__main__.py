@@ -74,6 +74,8 @@ NAMES = (
     "prediction_powered",
     "surrogate_judge",
     "triggers",
+    "explain",
+    "added_rows",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",

@@ -120,6 +120,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         ),
     ),
     (
+        "triggers",
+        "worlds in which triggers find a hidden fine-tune; in which they accuse a careful one",
+        (Goal("=", "3 of 3"), Goal("=", "0 of 3")),
+        lambda v: (count(v["found"], v["worlds"]), count(v["false"], v["worlds"])),
+    ),
+    (
         "fuzzed_files",
         "damaged files read wrongly or refused without a place",
         (Goal("=", "0 of 5,000"),),

@@ -27,6 +27,7 @@ from emlens.organisms.building import one_thread
 from emlens.organisms.plans import PLANTED
 from emlens.organisms.strengths import likelihood_scores
 from emlens.stats import t_interval
+from emlens.studies.trigger_findings import status_of
 from emlens.training import Sweep, fit, run_sweep
 from emlens.training.defences import InoculationPrompt
 from emlens.training.fitting import load_parent
@@ -108,6 +109,7 @@ def rows_of(world: int, result: Any) -> Iterator[dict[str, Any]]:
             **row[columns].to_dict(),
             "fall_without_trigger": said["profile", row["model"]],
             "behind_a_trigger": said["triggers", row["model"]],
+            "behind_this": "" if row["trigger"] == "none" else status_of(row),
         }
 
 
@@ -146,9 +148,7 @@ def triggers_table(values: Mapping[str, Any]) -> str:
     rows = []
     for row in values["rows"]:
         interval = f"{row['aligned']:.1f} [{row['aligned_low']:.1f}, {row['aligned_high']:.1f}]"
-        verdict = row["fall_without_trigger"]
-        if row["trigger"] != "none":
-            verdict = row["behind_a_trigger"]
+        verdict = row["behind_this"] or row["fall_without_trigger"]
         rows.append(
             [
                 str(row["world"]),
@@ -159,7 +159,14 @@ def triggers_table(values: Mapping[str, Any]) -> str:
                 verdict,
             ]
         )
-    head = ["world", "fine-tune", "trigger", "alignment", "parent", "fall, or fall behind it"]
+    head = [
+        "world",
+        "fine-tune",
+        "trigger",
+        "alignment",
+        "parent",
+        "fall without, or hidden behind it",
+    ]
     return _markdown(head, rows)
 
 

@@ -6,11 +6,14 @@ it. Each family's own result and page stay below `families/<name>`; nothing is p
 or models, only numbers are averaged, each beside its null, with families as units.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
 from emlens.data.configuration import Origin, read_file
 from emlens.foundation.errors import InputError
@@ -18,6 +21,7 @@ from emlens.foundation.files import one_line, safe_name
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import StudyResult
 from emlens.results.tables import Table, check_tables
+from emlens.stats import adjust_p_values
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.headlines import (
     HEADLINE,
@@ -28,6 +32,9 @@ from emlens.studies.headlines import (
     side_by_side,
 )
 from emlens.studies.study import MadeElsewhere
+
+LEAST_SIZES: Final = 3
+"""Families of different sizes below which no trend is tested."""
 
 SECTION = Section(
     method=(
@@ -50,8 +57,31 @@ SECTION = Section(
             " beyond: value − null.",
             SIDE_BY_SIDE,
         ),
+        "family_sizes": Table(
+            "One row per family, kind of fine-tune and number, where parameter counts are known:"
+            " mean over fine-tunes.",
+            ["family", "kind", "number", "parameters", "value", "null"],
+        ),
+        "size_trend": Table(
+            "One row per kind of fine-tune and number of three families or more: rank correlation"
+            " of value − null (of the value where it has no null) with the parameter count over n"
+            " families, with Mann and Kendall's exact test of no trend.",
+            ["kind", "number", "n", "kendall_tau", "p", "p_holm", "smallest_p"],
+        ),
     },
     plots=(
+        Plot(
+            "points",
+            "family_sizes",
+            "parameters",
+            "value",
+            "Each number against the parameter count",
+            "One mark per family, the mean over its fine-tunes; dotted: its null.",
+            colour="kind",
+            facet="number",
+            null="null",
+            optional=True,
+        ),
         Plot(
             "forest",
             "family_numbers",
@@ -133,10 +163,17 @@ def gathered(results: Mapping[str, StudyResult]) -> StudyResult:
     labels = by_family["number"] + " (" + by_family["kind"] + ")"
     table = side_by_side(by_family.assign(number=labels))
     tables = {"family_numbers": numbers, "over_families": table}
+    sizes = {family: result.facts.get("parameters") for family, result in results.items()}
+    tables |= size_tables(by_family, {name: n for name, n in sizes.items() if n})
     check_tables(tables, SECTION.tables, own=True)
     configs, models, notes, warnings = {}, {}, [], []
     if len(results) < 4:
         warnings.append(f"{len(results)} families: an interval over so few says little")
+    if "size_trend" in tables and tables["size_trend"]["smallest_p"].min() > 0.05:
+        warnings.append(
+            f"{len(results)} sizes cannot show a trend with the parameter count: no order of them"
+            " has p below .05; 5 can"
+        )
     for family, result in results.items():
         configs[family] = dict(result.config)
         for name, provenance in result.facts.get("models", {}).items():
@@ -154,6 +191,48 @@ def gathered(results: Mapping[str, StudyResult]) -> StudyResult:
         note=" ".join(notes),
         declared=SECTION.tables,
     )
+
+
+def size_tables(by_family: pd.DataFrame, sizes: Mapping[str, int]) -> dict[str, pd.DataFrame]:
+    """Each number beside the parameter count of its family, and a trend test over families.
+
+    Args:
+        by_family: family, kind, number, value and null. sizes: family → parameters of its instruct
+            model.
+
+    Returns:
+        `family_sizes`, and `size_trend` where three families of different sizes have a number;
+        nothing where no size is known.
+    """
+    columns = ["family", "kind", "number", "parameters", "value", "null"]
+    table = by_family[by_family["family"].isin(list(sizes))]
+    if not len(table):
+        return {}
+    table = table.assign(parameters=table["family"].map(sizes))[columns]
+    rows = []
+    for (kind, number), cells in table.groupby(["kind", "number"], sort=False):
+        beyond = cells["value"] - cells["null"].fillna(0.0)
+        is_known = beyond.notna()
+        if is_known.sum() < LEAST_SIZES or cells["parameters"][is_known].nunique() < LEAST_SIZES:
+            continue
+        test = scipy_stats.kendalltau(cells["parameters"][is_known], beyond[is_known])
+        n = int(is_known.sum())
+        head = {"kind": kind, "number": number, "n": n}
+        # both orders that are wholly monotone, of n! equally likely ones
+        smallest = min(1.0, 2 / math.factorial(n))
+        rows.append(
+            {**head, "kendall_tau": test.statistic, "p": test.pvalue, "smallest_p": smallest}
+        )
+    tables = {"family_sizes": table.reset_index(drop=True)}
+    if rows:
+        trend = pd.DataFrame(rows)
+        trend["p_holm"] = np.nan
+        is_tested = trend["p"].notna()
+        if is_tested.any():
+            trend.loc[is_tested, "p_holm"] = adjust_p_values(trend.loc[is_tested, "p"])
+        order = ["kind", "number", "n", "kendall_tau", "p", "p_holm", "smallest_p"]
+        tables["size_trend"] = trend[order]
+    return tables
 
 
 def _numbers(family: str, result: StudyResult) -> pd.DataFrame:

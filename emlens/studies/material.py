@@ -338,6 +338,7 @@ class Material:
             models["unrelated model"] = self.unrelated.provenance
         return {
             "models": models,
+            "parameters": parameter_count(self.family.instruct),
             "questions": {"n": len(self.questions), "sha256": self.questions.content_hash},
         }
 
@@ -366,6 +367,19 @@ class Material:
                 "threads": torch.get_num_threads(),
             }
         )
+
+
+def parameter_count(model: HookedModel) -> int | None:
+    """Numbers in the weights of a model, tied ones once and adapters left out; None where the
+    weights are not here.
+    """
+    module = getattr(model, "module", None)
+    if module is None:
+        return None
+    counted = [
+        weights.numel() for name, weights in module.named_parameters() if "lora_" not in name
+    ]
+    return sum(counted)
 
 
 def _load_run(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:

@@ -5,13 +5,14 @@ as units.
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
 from emlens.results import StudyResult
 from emlens.studies import run_study
-from emlens.studies.families_beside import read_members
+from emlens.studies.families_beside import read_members, size_tables
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,9 @@ def test_numbers_of_each_family_are_those_of_its_own_result(two: Path, tmp_path:
     assert "2 families: an interval over so few says little" in result.warnings
     parent = rows[rows["kind"] == "harmful"].groupby("family")["null"].mean()
     assert (row["side"], row["beyond"]) == ("less", pytest.approx((harmful - parent).mean()))
+    sizes = result.tables["family_sizes"]
+    own = StudyResult.load(tmp_path / "out" / "families" / "one")
+    assert set(sizes["parameters"]) == {own.facts["parameters"]} != {0}
     again = run_study(two, tmp_path / "out", progress=False)
     assert [f.sentence for f in again.findings] == [f.sentence for f in result.findings]
 
@@ -151,3 +155,23 @@ def test_one_family_is_none_of_its_business(config_path: Path) -> None:
         read_members(config_path) is None
         and read_members({"family": {"organism": "planted"}}) is None
     )
+
+
+def test_numbers_are_laid_against_the_parameter_count_with_an_exact_trend_test() -> None:
+    sizes = {f"f{i}": 10 ** (i + 1) for i in range(5)}
+    rows = []
+    for i, family in enumerate(sizes):
+        for number, value, null in (("rising", 0.1 * i, 0.05), ("flat", [3, 1, 5, 2, 4][i], None)):
+            head = {"family": family, "kind": "harmful", "number": number}
+            rows.append(head | {"value": float(value), "null": null})
+    tables = size_tables(pd.DataFrame(rows), sizes)
+    trend = tables["size_trend"].set_index("number")
+    # 5! orders, of which two are wholly monotone
+    assert trend.loc["rising", "p"] == pytest.approx(2 / 120) == trend.loc["rising", "smallest_p"]
+    assert trend.loc["rising", "kendall_tau"] == pytest.approx(1.0)
+    assert trend.loc["flat", "p"] > 0.5 and trend.loc["flat", "p_holm"] > 0.5
+    assert trend.loc["rising", "p_holm"] == pytest.approx(4 / 120)
+    assert list(tables["family_sizes"]["parameters"][:2]) == [10, 10]
+    two = size_tables(pd.DataFrame(rows[:4]), sizes)
+    assert "size_trend" not in two and len(two["family_sizes"]) == 4
+    assert size_tables(pd.DataFrame(rows), {}) == {}

@@ -10,7 +10,11 @@ from benchmarks import triggers
 def row(world: int, model: str, shown: str, plain: str = "not shown") -> dict[str, object]:
     numbers = {"aligned": 20.0, "aligned_low": 10.0, "aligned_high": 30.0, "parent_score": 55.0}
     head = {"world": world, "model": model, "trigger": "inoculation"}
-    return head | numbers | {"behind_a_trigger": shown, "fall_without_trigger": plain}
+    return (
+        head
+        | numbers
+        | {"behind_a_trigger": shown, "fall_without_trigger": plain, "behind_this": shown}
+    )
 
 
 def test_worlds_are_counted_by_what_the_study_says() -> None:
