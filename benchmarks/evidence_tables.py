@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import goals_of_reading, goals_of_scores, goals_of_studies
+from benchmarks import goals_of_faults, goals_of_reading, goals_of_scores, goals_of_studies
 from benchmarks.goals import Figure, told
 from benchmarks.records import EVIDENCE
 from emlens.foundation.files import read_json
@@ -14,6 +14,7 @@ DOCS: Final = EVIDENCE.parent
 FIGURES: Final[tuple[Figure, ...]] = (
     *goals_of_reading.FIGURES,
     *goals_of_scores.FIGURES,
+    *goals_of_faults.FIGURES,
     *goals_of_studies.FIGURES,
 )
 """In the order of the page."""

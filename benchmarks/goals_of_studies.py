@@ -6,12 +6,6 @@ from typing import Final
 from benchmarks.goals import Figure, Goal, Measured, Values, count, interval, number
 
 
-def _same_bytes(commands: Values, *, studies: bool) -> Measured:
-    """Kills that ended with the same bytes, of single commands or of `overview`."""
-    rows = [row for name, row in commands.items() if (name == "overview") is studies]
-    return count(sum(row["same_bytes"] for row in rows), sum(row["kills"] for row in rows))
-
-
 def _over_worlds(values: Values, figure: str) -> Measured:
     found = values["over_worlds"][figure]["mean"]
     return interval(found["value"], found)
@@ -181,15 +175,6 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "`overview` and `full` on released 14B and 32B answers: same bytes after two kills",
         (Goal("all"),),
         lambda v: count(sum(case["same_bytes"] for case in v), len(v)),
-    ),
-    (
-        "kills",
-        "kills of six commands, and of a whole study, on the organism: same bytes",
-        (Goal("all"), Goal("all")),
-        lambda v: (
-            _same_bytes(v["organism"], studies=False),
-            _same_bytes(v["organism"], studies=True),
-        ),
     ),
     (
         "replication",
