@@ -284,7 +284,7 @@ def test_calibrated_limits_keep_their_false_alarms() -> None:
     for _ in range(150):
         walks = rng.normal(size=(20, 12)).cumsum(1)
         limits = calibrate_thresholds(
-            [pd.DataFrame({"step": range(12), "cosine": walk}) for walk in walks[:19]],
+            [pd.DataFrame({"cosine": walk}) for walk in walks[:19]],
             false_alarm=0.05,
         )
         alarms.append(walks[19].max() > limits.limits["cosine"])
