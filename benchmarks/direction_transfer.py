@@ -37,7 +37,7 @@ from emlens.geometry.contrasts import direction_from_deltas
 from emlens.organisms import PLANTED
 from emlens.stats import t_interval
 from emlens.studies.config import StudyConfig
-from emlens.studies.direction_transfer import CHOSEN
+from emlens.studies.direction_arms import CHOSEN
 from emlens.studies.material import split_questions
 from emlens.studies.material_loading import load_material
 from emlens.studies.shift_candidates import shift_candidates

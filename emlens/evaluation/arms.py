@@ -117,7 +117,7 @@ def evaluate_arms(
         InputError: fewer than two questions outside `exclude_groups`, no arm, an arm on an unknown
             model, or unscored questions.
     """
-    asked = _outside_groups(questions, exclude_groups)
+    asked = questions_outside(questions, exclude_groups)
     models = {**(others or {}), "finetuned": finetuned, "instruct": instruct}
     _require_arms(arms, models)
     trials = Trials(asked, neutral=neutral, score=score, out=out)
@@ -131,7 +131,7 @@ def evaluate_arms(
     return _comparison_table(unedited, measured, asked, ids, seed)
 
 
-def _outside_groups(questions: QuestionSet, exclude_groups: Sequence[str]) -> QuestionSet:
+def questions_outside(questions: QuestionSet, exclude_groups: Sequence[str]) -> QuestionSet:
     """The questions of other groups; restoration resamples units, so there must be two.
 
     Raises:

@@ -13,8 +13,6 @@ described, and nothing is selected or removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -27,30 +25,31 @@ from emlens.data.base_questions import units_of
 from emlens.data.system_messages import questions_with_system
 from emlens.evaluation import (
     QuestionRoles,
-    ablation_arms,
     affine_form,
     dose_response,
-    evaluate_arms,
     transfer_matrix,
     unembedding_contrast,
     usable_window,
 )
-from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
 from emlens.evaluation.dosing import UsableWindow
 from emlens.evaluation.selecting import MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction, random_directions_like
 from emlens.interventions import steer
-from emlens.models import HookedModel
 from emlens.results.study_result import Part
 from emlens.studies.answer_candidates import AnswerCandidates, candidates_of_focus
 from emlens.studies.answer_tokens import answer_tokens
 from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.studies.direction_arms import (
+    CHOSEN,
+    LAST,
+    CandidatesOfFineTune,
+    measured_arms,
+)
 from emlens.studies.direction_candidates import (
     Candidates,
     by_layer,
     choose,
-    excluded,
     is_last,
     scored_candidates,
 )
@@ -62,40 +61,7 @@ from emlens.studies.shift_candidates import shift_candidates
 from emlens.studies.study import Study, StudyContext
 
 DOSES = (0.0, 0.5, 1.0, 2.0, 4.0)
-MASSIVE = 5
-CHOSEN, LAST = "chosen on the selection questions", "last layer"
 TABLES = ("candidates", "directions", "arms", "steering", "windows")
-
-
-@dataclass(frozen=True, eq=False)
-class _FineTune:
-    """One fine-tune with its candidate directions and what they are measured on."""
-
-    name: str
-    material: Material
-    config: StudyConfig
-    roles: QuestionRoles
-    candidates: Candidates
-    contrast: Tensor | None
-    """Unembedding contrast of the parent, where there is one."""
-
-    @property
-    def model(self) -> HookedModel:
-        return self.material.family[self.name]
-
-    @property
-    def parent(self) -> HookedModel:
-        return self.material.parent(self.name)
-
-    @cached_property
-    def report(self) -> QuestionSet:
-        """The questions that results are reported on, without the topics it was trained on."""
-        return self.material.untrained(self.roles.report, self.name)
-
-    @property
-    def excluded(self) -> list[str]:
-        """Groups of questions that no restoration is measured on."""
-        return excluded(self.material, self.name)
 
 
 class Options(PartOptions):
@@ -110,6 +76,8 @@ class Options(PartOptions):
     """Of means over answers: every token counts the same, or every answer."""
     least_answers: int = Field(10, ge=2)
     """Answers that each class must have; with fewer there is no contrast."""
+    ray_actors: int = Field(0, ge=0)
+    """Actors of a Ray cluster that measure the arms; 0 measures them in this process."""
 
 
 class DirectionTransfer(Study):
@@ -159,7 +127,16 @@ class DirectionTransfer(Study):
         for name in focus:
             candidates[name] = _candidates(material, name, roles, config, answers.get(name))
             contrast = contrasts.get(material.parent(name).name)
-            fine_tune = _FineTune(name, material, config, roles, candidates[name], contrast)
+            fine_tune = CandidatesOfFineTune(
+                name,
+                material,
+                config,
+                roles,
+                candidates[name],
+                contrast,
+                options.ray_actors,
+                context.folder,
+            )
             best = _add_candidates(fine_tune, tables, part)
             context.progress(0.25 / len(focus))
             if best is None:
@@ -172,7 +149,7 @@ class DirectionTransfer(Study):
             if is_last(candidates[name].directions[deepest], fine_tune.parent):
                 measured[LAST] = deepest
             for role, key in measured.items():
-                tables["arms"].append(_arms(fine_tune, key, role))
+                tables["arms"].append(measured_arms(fine_tune, key, role))
                 context.progress(0.2 / len(focus))
             steering, windows = _steering(fine_tune, best)
             tables["steering"].append(steering)
@@ -264,7 +241,7 @@ def _contrasts(
 
 
 def _add_candidates(
-    fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part
+    fine_tune: CandidatesOfFineTune, tables: dict[str, list[pd.DataFrame]], part: Part
 ) -> str | None:
     """Score every candidate on the selection questions; the key of the one that is chosen, if
     any.
@@ -284,61 +261,7 @@ def _add_candidates(
     return best
 
 
-def _arms(fine_tune: _FineTune, key: str, role: str) -> pd.DataFrame:
-    """Every arm of one candidate, on the report questions.
-
-    The direction of the last layer comes without its parts and without other forms of ablation.
-    """
-    material, config, parent = fine_tune.material, fine_tune.config, fine_tune.parent
-    candidates, origin = fine_tune.candidates, fine_tune.candidates.origin(key)
-    direction, complete = candidates.directions[key], role == CHOSEN
-    before, after = origin.rows(key)
-    questions = material.untrained(fine_tune.roles.extract, fine_tune.name)
-    benign = material.benign_for(fine_tune.name)
-    others = {} if benign is None else {"benign": material.family[benign]}
-    forms = [candidates.form]
-    further: dict[str, Any] = {"delta_components": (2,)}
-    if complete:
-        after_blocks = affine_form(
-            parent, questions, sites=BLOCKS, name="affine, after every block"
-        )
-        forms += [PLAIN, after_blocks]
-        further = {
-            "text_content": candidates.text_content(key),
-            "delta_components": (2, 3),
-            "massive": min(MASSIVE, parent.d_model // 2),
-        }
-    arms = ablation_arms(
-        direction,
-        instruct_activations=before,
-        deltas=after.double() - before.double(),
-        forms=forms,
-        benign=None if benign is None else origin.of_another(material.family[benign], key),
-        unembedding=fine_tune.contrast,
-        random_draws=config.random_directions,
-        also_on=list(others),
-        seed=config.seed,
-        **further,
-    )
-    table = evaluate_arms(
-        fine_tune.model,
-        parent,
-        fine_tune.report,
-        arms,
-        others=others,
-        exclude_groups=fine_tune.excluded,
-        neutral=material.neutral,
-        score=material.score_of_edits,
-        progress=False,
-        seed=config.seed,
-    )
-    table.insert(0, "model", fine_tune.name)
-    table.insert(1, "site", str(direction.site))
-    table.insert(2, "role", role)
-    return table
-
-
-def _steering(fine_tune: _FineTune, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _steering(fine_tune: CandidatesOfFineTune, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Dose–response: the direction added to the parent and subtracted in the fine-tune, beside a
     random direction of the same length.
 

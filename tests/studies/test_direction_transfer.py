@@ -2,18 +2,30 @@
 call is watched, not the table of sets.
 """
 
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from emlens.activations import capture_many
+from emlens.evaluation import QuestionRoles, affine_form
+from emlens.evaluation.trials import Trials
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
-from emlens.studies import direction_candidates, direction_transfer, shift_candidates
+from emlens.runs import Executor, LocalExecutor, ray_actors
+from emlens.runs.executors import Report
+from emlens.studies import (
+    direction_arms,
+    direction_candidates,
+    direction_transfer,
+    shift_candidates,
+)
 from emlens.studies.config import read_config
+from emlens.studies.material import split_questions
 from emlens.studies.material_loading import load_material
 from emlens.studies.study import StudyContext
 
@@ -46,10 +58,11 @@ def test_every_call_sees_only_its_own_questions(
 
     watch(shift_candidates, "read_streams", "extract", 1)
     watch(direction_transfer, "affine_form", "extract", 1)
+    watch(direction_arms, "affine_form", "extract", 1)
     watch(direction_transfer, "unembedding_contrast", "extract", 1)
     watch(shift_candidates, "text_contrast", "extract", 1)
     watch(direction_candidates, "score_candidates", "select", 3)
-    watch(direction_transfer, "evaluate_arms", "report", 2)
+    watch(direction_arms, "evaluate_arms", "report", 2)
     watch(direction_transfer, "dose_response", "report", 1)
     watch(direction_transfer, "transfer_matrix", "report", 3)
     options = direction_transfer.Options.model_validate({})
@@ -63,6 +76,55 @@ def test_every_call_sees_only_its_own_questions(
         or sets["extract"] & sets["report"]
         or sets["select"] & sets["report"]
     )
+
+
+class Travels(Executor):
+    """In place of Ray: works on what arrives in another process."""
+
+    def __init__(self, actors: int):
+        super().__init__()
+        assert actors == 2
+
+    def run(self, open_worker: Any, directory: Any, **rest: Any) -> Report:
+        return LocalExecutor().run(pickle.loads(pickle.dumps(open_worker)), directory, **rest)
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_arms_that_actors_measured_are_those_of_one_process(
+    config_path: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    real: bool,
+) -> None:
+    config = read_config(config_path)
+    material = load_material(config)
+    name = "bad@0"
+    roles = QuestionRoles(*split_questions(material.questions, config.shares, config.seed))
+    shifts = shift_candidates.shift_candidates(material, name, roles.extract, config)
+    form = affine_form(material.parent(name), roles.extract)
+    candidates = direction_candidates.Candidates(form, (shifts,))
+    key = next(iter(candidates.directions))
+
+    def arms(actors: int) -> pd.DataFrame:
+        fine_tune = direction_arms.CandidatesOfFineTune(
+            name, material, config, roles, candidates, None, actors, tmp_path
+        )
+        return direction_arms.measured_arms(fine_tune, key, direction_arms.LAST)
+
+    alone = arms(0)
+    if real:
+        pytest.importorskip("ray", reason="Ray is not installed: it runs the actors")
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        monkeypatch.setenv("PYTHONPATH", f"{repository}:{repository / 'tests'}")
+    else:
+        monkeypatch.setattr(ray_actors, "RayExecutor", Travels)
+    pd.testing.assert_frame_equal(arms(2), alone)
+    answers = list((tmp_path / "arms").rglob("units/answers/arm-*.json"))
+    assert len(answers) == alone["draws"].sum() + 3  # with three models that nothing was done to
+    # all is found there: nothing is measured again
+    monkeypatch.setattr(Trials, "_measure_scores", None)
+    pd.testing.assert_frame_equal(arms(2), alone)
 
 
 def test_tokens_are_of_answers_to_report_questions_of_every_direction(finished: Any) -> None:
