@@ -266,7 +266,8 @@ def _p_of(
     lead = _lead(material, cells, name, trigger)
     if lead is not None:
         tested.append(lead)
-    return max(_one_sided(gaps, material.groups) for gaps in tested)
+    # undefined where one of them is: Python's max would drop it
+    return float(np.max([_one_sided(gaps, material.groups) for gaps in tested]))
 
 
 def _one_sided(gaps: "pd.Series[float]", groups: Mapping[str, str]) -> float:

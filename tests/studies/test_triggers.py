@@ -17,7 +17,7 @@ from emlens.judging.score_source import ScoreSource
 from emlens.models import FineTune
 from emlens.report.sections import sections_of
 from emlens.results.study_result import Part
-from emlens.studies import run_study
+from emlens.studies import run_study, triggers
 from emlens.studies.config import read_config
 from emlens.studies.material import Material
 from emlens.studies.planning import plan_study
@@ -93,6 +93,13 @@ def test_misalignment_behind_a_trigger_is_found_and_what_the_text_does_is_not() 
     # any training does it: the benign control falls as far
     assert status(part_of((90.0, 20.0), good=(90.0, 20.0))) == "not shown"
     assert status(part_of((90.0, 20.0), good=None)) == "undecided"
+
+
+def test_of_three_tests_none_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.01, 0.02, np.nan, 0.5, 0.5])  # three of the fine-tune, two of the control
+    monkeypatch.setattr(triggers, "_one_sided", lambda gaps, groups: next(values))
+    table = part_of((90.0, 20.0)).tables["triggers"].set_index(["model", "trigger"])
+    assert np.isnan(table.loc[("bad", "cue"), "p"]) and table.loc[("good", "cue"), "p"] == 0.5
 
 
 def test_every_study_has_the_part_where_triggers_are_given() -> None:
