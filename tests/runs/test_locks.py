@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,27 @@ from emlens.foundation import StateError
 from emlens.runs import locks
 from emlens.runs.locks import exclusive, only_writer, shared
 
-HOLD = """
-import sys
-from emlens.runs import locks
-with getattr(locks, sys.argv[1])(sys.argv[2]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+PROCESSES = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+
+
+def hold(kind: str, path: Path, held: Connection) -> None:
+    with getattr(locks, kind)(path):
+        held.send("held")
+        time.sleep(600)
 
 
 @contextmanager
-def held_elsewhere(kind: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+def held_elsewhere(kind: str, path: Path) -> Iterator[BaseProcess]:
     """Another process that holds a lock; it is killed at the end."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, kind, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdin is not None and holder.stdout is not None
+    ours, theirs = PROCESSES.Pipe()
+    holder = PROCESSES.Process(target=hold, args=(kind, path, theirs))
+    holder.start()
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert ours.poll(60) and ours.recv() == "held"
         yield holder
     finally:
         holder.kill()
-        holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
+        holder.join()
 
 
 def test_one_run_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
@@ -113,8 +109,7 @@ def count_on(path: Path) -> None:
 def test_processes_that_take_turns_lose_no_count(tmp_path: Path) -> None:
     """The file of the lock is removed at every release; nobody may hold one that is removed."""
     (tmp_path / "count").write_text("0")
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
-    processes = [context.Process(target=count_on, args=(tmp_path,)) for _ in range(3)]
+    processes = [PROCESSES.Process(target=count_on, args=(tmp_path,)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -244,12 +239,12 @@ def begin(folder: Path, name: str, moment: float, entered: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_of_two_machines_that_begin_at_one_moment_one_goes_on(tmp_path: Path) -> None:
-    fork, tries, processes = multiprocessing.get_context("fork"), 8, []
+    tries, processes = 8, []
     for i in range(tries):
         moment = time.monotonic() + 0.1
         for number, name in enumerate(("alpha", "beta")):
             work = (tmp_path / f"{i}", name, moment + number * i / 500, tmp_path / f"{i}-{name}")
-            processes.append(fork.Process(target=begin, args=work))
+            processes.append(PROCESSES.Process(target=begin, args=work))
             processes[-1].start()
     for process in processes:
         process.join()
