@@ -38,6 +38,7 @@ NAMES = (
     "bombs",
     "two_writers",
     "kills",
+    "lasting",
     "layers_positions",
     "demo",
     "organism",

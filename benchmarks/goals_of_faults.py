@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from benchmarks.goals import Figure, Goal, Measured, Values, count
+from benchmarks.goals import Figure, Goal, Measured, Values, count, number
 
 
 def _same_bytes(commands: Values, *, studies: bool) -> Measured:
@@ -21,6 +21,29 @@ def _bombs(values: Values) -> Measured:
 def _unspoiled(kinds: Mapping[str, Any]) -> Measured:
     tries = sum(kind["tries"] for kind in kinds.values())
     return count(tries - sum(kind["faults"] for kind in kinds.values()), tries)
+
+
+def _alike(calls: Mapping[str, Any]) -> Measured:
+    """Calls, repeated and concurrent, that gave what the first one gave."""
+    ways = [call[way] for call in calls.values() for way in ("repeated", "concurrent")]
+    return count(
+        sum(way["same"] for way in ways), sum(way.get("repeats", way.get("calls")) for way in ways)
+    )
+
+
+def _ended(calls: Mapping[str, Any]) -> Measured:
+    """Forked children that gave the same or were refused in a line."""
+    forks = [call["forked"] for call in calls.values()]
+    return count(
+        sum(fork["same"] + fork["refused"] for fork in forks), sum(fork["forks"] for fork in forks)
+    )
+
+
+def _most_growth(calls: Mapping[str, Any]) -> tuple[Measured, Measured]:
+    """kB a repeat, and files and threads after all of them: the most of any call."""
+    growths = [call["repeated"]["growth"] for call in calls.values()]
+    left = max(growth["files"] + growth["threads"] for growth in growths)
+    return number(max(growth["bytes"] for growth in growths) / 1000, ".0f"), number(left, "d")
 
 
 FIGURES: Final[tuple[Figure, ...]] = (
@@ -44,5 +67,23 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "two writers at once, six kinds: tries with nothing doubled, lost or spoiled",
         (Goal("all"),),
         _unspoiled,
+    ),
+    (
+        "lasting",
+        "calls of a notebook 50 times, in event loops and threads: alike",
+        (Goal("all"),),
+        _alike,
+    ),
+    (
+        "lasting",
+        "the same calls: kB more a repeat; open files and threads more after all",
+        (Goal("≤", "100"), Goal("=", "0")),
+        _most_growth,
+    ),
+    (
+        "lasting",
+        "processes forked while a thread computes: alike, or refused in a line",
+        (Goal("all"),),
+        _ended,
     ),
 )
