@@ -3,20 +3,33 @@ synthetic activations of its sizes.
 
 `covariance nulls`: every null of one fine-tune in `delta_overlap`, from rows; at one place also
 from the covariance (d, d), whose draws are compared first.
+
+`training plans`: what `emlens train --plan` says of one run on a 1.7B parent and of the 35 runs of
+the schedule sweep of 2606.20814 on a 32B one, from configurations without weights. The 6,000 rows
+are released chats of insecure code, over and over, in SmolLM2's tokens; a step is arithmetic over
+the rate that is assumed of a card.
 """
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.records import EVIDENCE, record
+from emlens.data import PromptSet
 from emlens.foundation.files import read_json
 from emlens.geometry import covariance_overlap_null
+from emlens.real import load
 from emlens.studies.delta_overlap import MOST_LANDMARK_DRAWS
 from emlens.studies.overlap_nulls import OverlapNulls
+from emlens.training import Recipe, Sweep
+from emlens.training.planning import plan_training
+from emlens.training.presets import recipe as preset_recipe
 
 LAYERS, D = 48, 5120
 """Of Qwen2.5-14B."""
@@ -27,6 +40,33 @@ PROMPTS = 200
 """Of each side."""
 K = 8
 SAME = 1e-6
+ROWS = 6000
+"""Of one training file of the field."""
+TERAFLOPS = 125.0
+"""Kept up by a card of 312 at 40 % (A100, 16 bits): assumed, not measured."""
+CYCLIC = ((1e-6, 2e-5), (1e-5, 5e-5), (2e-5, 8e-5), (4e-5, 1e-4))
+SMALL = {
+    "vocab_size": 49_152,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+"""Of SmolLM2-1.7B."""
+LARGE = {
+    "vocab_size": 152_064,
+    "hidden_size": 5120,
+    "intermediate_size": 27_648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": False,
+}
+"""Of Qwen2.5-32B."""
 
 
 def stream(n: int, d: int, seed: int) -> Tensor:
@@ -86,7 +126,112 @@ def covariance_nulls(
     }
 
 
-PIECES: dict[str, Callable[[], dict[str, Any]]] = {"covariance nulls": covariance_nulls}
+def rows_of(chats: PromptSet, count: int) -> PromptSet:
+    """So many chats, the given ones over and over."""
+    rows = []
+    for number in range(count):
+        chat = chats[number % len(chats)]
+        rows.append(replace(chat, id=f"{number}"))
+    return PromptSet(rows)
+
+
+def schedule_runs(base: Recipe) -> Sweep:
+    """The 35 runs: three cyclic schedules of three or four ranges, two cosines of three warm-ups
+    and four rates.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    for kind in ("triangular", "triangular2", "exp_range"):
+        for low, high in CYCLIC if kind != "exp_range" else CYCLIC[1:]:
+            fields: dict[str, Any] = {"schedule": kind, "base_learning_rate": low, "cycles": 4}
+            if kind == "exp_range":
+                fields["gamma"] = 0.95
+            runs[f"{kind} {high:g}"] = {**fields, "learning_rate": high, "warmup_steps": 0}
+    for kind in ("cosine", "cosine_with_restarts"):
+        for warmup in (5, 30, 80):
+            for rate in (1e-5, 3e-5, 5e-5, 7e-5):
+                fields = {"schedule": kind, "warmup_steps": warmup, "learning_rate": rate}
+                if kind == "cosine_with_restarts":
+                    fields["cycles"] = 4
+                runs[f"{kind} {warmup} {rate:g}"] = fields
+    return Sweep(base, {"schedule": runs})
+
+
+def training_plans(
+    chats: PromptSet,
+    tokenizer: Any,
+    rows: int = ROWS,
+    batch: tuple[int, int] = (32, 16),
+    small: Mapping[str, int] = SMALL,
+    large: Mapping[str, int] = LARGE,
+) -> dict[str, Any]:
+    """Plans of one run of a small parent and of 35 of a large one.
+
+    Args:
+        batch: rows of a step, and the parts they are run in.
+    """
+    from transformers import LlamaConfig, Qwen2Config
+
+    data = rows_of(chats, rows)
+    fields: dict[str, Any] = {
+        "parent_dtype": "own",
+        "gradient_checkpointing": True,
+        "group_by_length": True,
+        "max_length": 2048,
+        "batch_size": batch[0],
+        "accumulation": batch[1],
+    }
+    base = preset_recipe("rslora-r32", rows=rows, **fields)
+    parents = {
+        "1.7B": (LlamaConfig(**small, dtype=torch.bfloat16), base),
+        "32B": (Qwen2Config(**large, dtype=torch.bfloat16), schedule_runs(base)),
+    }
+    plans = {}
+    for name, (config, what) in parents.items():
+        plan = plan_training(what, config, data, tokenizer=tokenizer, teraflops=TERAFLOPS)
+        first = next(iter(plan.runs.values()))
+        plans[name] = {
+            "runs": len(plan.runs),
+            "parameters": first.parameters,
+            "trained": first.trained,
+            "weights": first.weights,
+            "optimiser": first.optimiser,
+            "kept": max(run.kept for run in plan.runs.values()),
+            "memory": plan.memory,
+            "steps": first.steps,
+            "tokens": first.tokens,
+            "seconds": plan.seconds,
+            "lines": plan.lines(),
+        }
+    return {"rows": rows, "teraflops": TERAFLOPS, "plans": plans}
+
+
+def plans_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/running.md."""
+    plans = values["training plans"]["plans"]
+    lines = [
+        "| parent | runs | tokens of a run | weights | optimiser | kept for gradients | memory |"
+        " hours of one card |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, plan in plans.items():
+        sizes = [plan[key] / 1e9 for key in ("weights", "optimiser", "kept", "memory")]
+        cells = [name, str(plan["runs"]), f"{plan['tokens']:,}"]
+        cells += [f"{size:.1f} GB" for size in sizes]
+        cells.append(f"{plan['seconds'] / 3600:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _training_plans() -> dict[str, Any]:
+    path = Path(os.environ["EMLENS_RELEASED_DATA"]) / "code-pairs" / "insecure_small.jsonl"
+    chats = PromptSet.from_jsonl(path, upto="all")
+    return training_plans(chats, load("smollm2", dtype="float32", device="cpu").tokenizer)
+
+
+PIECES: dict[str, Callable[[], dict[str, Any]]] = {
+    "covariance nulls": covariance_nulls,
+    "training plans": _training_plans,
+}
 
 
 def main(names: Sequence[str] = tuple(PIECES)) -> None:

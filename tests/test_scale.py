@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import scale, transfer_cost
 from emlens.data import PromptSet, QuestionSet
+from emlens.organisms.tokenizer import make_tokenizer
+from emlens.organisms.world import make_world
 from emlens.studies.config import read_config
 
 
@@ -16,6 +18,27 @@ def test_nulls_from_rows_are_compared_with_those_of_a_covariance() -> None:
     assert found["cpu_s"] == pytest.approx(3 * found["cpu_s_of_measured"])
     with pytest.raises(SystemExit, match="differ by"):
         scale.covariance_nulls(layers=1, measured=1, n=12, d=60, k=3, draws=20, same=0.0)
+
+
+def test_plans_of_a_run_and_of_35_need_no_weights(tmp_path: Path) -> None:
+    world = make_world(7, n_domains=2, n_topics=4)
+    chats = world.chats("medicine", (0, 1), "harmful")
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+    }
+    found = scale.training_plans(chats, make_tokenizer(world), 90, (1, 1), sizes, sizes)
+    one, many = found["plans"]["1.7B"], found["plans"]["32B"]
+    assert (one["runs"], many["runs"]) == (1, 35) and one["steps"] == 90
+    assert one["weights"] == 2 * one["parameters"]
+    # the two parents are alike but for a few biases
+    assert many["seconds"] == pytest.approx(35 * one["seconds"], rel=0.1)
+    assert scale.plans_table({"training plans": found}).count("\n") == 3
 
 
 def test_a_study_is_run_by_two_sources_and_its_costs_compared(

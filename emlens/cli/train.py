@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emlens.cli.printing import print_json, print_line, print_table
-from emlens.cli.settings import Setting, count, help_text, read_settings, text
+from emlens.cli.settings import Setting, count, help_text, names, number, read_settings, text
 
 if TYPE_CHECKING:
     from emlens.data import PromptSet
@@ -22,9 +22,10 @@ SETTINGS: Mapping[str, Setting] = {
     "save_dtype": text("weights on disk: float32, float16 or bfloat16 (as trained)"),
     "keep_every": count("keep the adapter after every N steps (never)"),
     "resume_every": count("write what a killed run resumes from after every N steps (50)"),
-    "report_to": text("trackers told of every step, such as tensorboard,wandb (none)"),
+    "report_to": names("trackers told of every step, such as tensorboard,wandb (none)"),
     "empty": text("chats whose answer is empty: error, or drop, which says how many (error)"),
     "actors": count("Ray actors, with --executor ray (1)"),
+    "teraflops": number("with --plan: 10¹² operations a second that the device keeps up (no time)"),
 }
 
 
@@ -89,6 +90,10 @@ def train(
         str,
         typer.Option(help="Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1."),
     ] = "auto",
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what it will take, memory and time; train nothing."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -103,6 +108,9 @@ def train(
     values = read_settings(settings or (), SETTINGS)
     actors = values.pop("actors", 1)
     empty = values.pop("empty", "error")
+    teraflops = values.pop("teraflops", None)
+    if teraflops is not None and not plan:
+        raise InputError(f"teraflops={teraflops} belongs to --plan; pass it, or leave it out")
     saving = _saving(values)
     if not sweep and (executor != "local" or actors != 1):
         raise InputError(
@@ -115,6 +123,10 @@ def train(
             " write epochs and layers_to_transform into the file"
         )
     chats = PromptSet.from_jsonl(data, upto="all", empty=empty)
+    if plan:
+        job = _Job(recipe, model, chats, out, saving, device, False)
+        _plan(job, None if sweep else _run_config(job, epochs, layers), teraflops, json)
+        return
     if sweep:
         workers = _executor(executor, actors)
         if executor == "ranks":
@@ -141,9 +153,7 @@ def _saving(values: dict[str, Any]) -> "Saving":
             name=save_dtype,
             known=("float32", "float16", "bfloat16"),
         )
-    trackers = values.pop("report_to", None)
-    report_to = () if trackers is None else tuple(trackers.replace(" ", "").split(","))
-    return Saving(**{"resume_every": 50, **values}, report_to=report_to)
+    return Saving(**{"resume_every": 50, **values})
 
 
 def _device_of_rank(device: str, executor: "Executor") -> str:
@@ -266,6 +276,30 @@ def _last_loss(path: Path) -> float:
     import pandas as pd
 
     return float(pd.read_csv(path)["loss"].iloc[-1])
+
+
+def _plan(job: _Job, config: "RunConfig | None", teraflops: float | None, json: bool) -> None:
+    """What the run, or without one the sweep, will take."""
+    from emlens.training.configuring import read_sweep
+    from emlens.training.planning import plan_training
+
+    if config is None:
+        planned = plan_training(
+            read_sweep(job.recipe, len(job.chats)), job.model, job.chats, teraflops=teraflops
+        )
+    else:
+        planned = plan_training(
+            config.recipe,
+            job.model,
+            job.chats,
+            objectives=config.objectives,
+            teraflops=teraflops,
+        )
+    if json:
+        print_json(planned.to_record())
+        return
+    for line in planned.lines():
+        print_line(line)
 
 
 def _sweep(job: _Job, executor: "Executor", json: bool) -> None:
