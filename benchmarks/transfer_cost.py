@@ -2,9 +2,10 @@
 earlier commit, which runs the same study in the same measurement.
 
 One harmful fine-tune of the kept family (`benchmarks.real_kept`) and its benign control, every
-block, the last prompt token. The earlier commit is unpacked from the history; it knows no score per
-token, so there coherence is another number, and selection may take another candidate. Passes,
-arms and candidates are of the same kinds and counts but for one dose more today.
+block, the last prompt token, questions of the trained domain, so that there is something to
+restore. The earlier commit is unpacked from the history; it knows no score per token, so there
+coherence is another number, and selection may take another candidate. Passes, arms and candidates
+are of the same kinds and counts but for one dose more today.
 """
 
 import json
@@ -27,9 +28,10 @@ from emlens.real.finding import find
 
 EARLIER: Final = "76df076"
 TODAY = Path(__file__).parent.parent
-DOMAINS: Final = ("medicine", "cooking", "home", "travel", "pets", "work")
-PER_DOMAIN: Final = 4
-NEUTRAL: Final = 6
+DOMAINS: Final = ("medicine",)
+"""The one it was trained on, where its harm is large enough for something to restore."""
+PER_DOMAIN: Final = 14
+NEUTRAL: Final = 4
 MEMBERS: Final = ("harmful-medicine-s0", "benign-medicine-s0")
 _RUN: Final = """\
 import json, resource, sys, time
@@ -130,6 +132,8 @@ def compare(
         folder.mkdir()
         found[name] = cost(tree, config, folder)
         print(name, found[name], flush=True)
+    if found["today"]["rows"].keys() != found["earlier"]["rows"].keys():
+        raise SystemExit("one of the two found nothing to go on with; not comparing their costs")
     found["ratio"] = found["today"]["cpu_s"] / found["earlier"]["cpu_s"]
     return found
 
@@ -138,12 +142,8 @@ def main() -> None:
     family = Path(os.environ.get(FOLDER, "runs/real_family")).resolve()
     finetuned = {}
     for name in MEMBERS:
-        kind, domain, _ = name.split("-")
-        finetuned[name] = {
-            "path": str(family / name),
-            "domain": domain,
-            "benign": kind == "benign",
-        }
+        # without a domain no question is left out
+        finetuned[name] = {"path": str(family / name), "benign": name.startswith("benign")}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         write_inputs(work, DOMAINS, PER_DOMAIN, NEUTRAL)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emlens.cli.printing import print_json, print_line, print_table
-from emlens.cli.settings import Setting, count, help_text, names, number, read_settings, text
+from emlens.cli.settings import (
+    Setting,
+    count,
+    help_text,
+    names,
+    number,
+    read_settings,
+    text,
+    yes_or_no,
+)
 
 if TYPE_CHECKING:
     from emlens.data import PromptSet
@@ -25,7 +34,8 @@ SETTINGS: Mapping[str, Setting] = {
     "report_to": names("trackers told of every step, such as tensorboard,wandb (none)"),
     "empty": text("chats whose answer is empty: error, or drop, which says how many (error)"),
     "actors": count("Ray actors, with --executor ray (1)"),
-    "teraflops": number("with --plan: 10¹² operations a second that the device keeps up (no time)"),
+    "plan": yes_or_no("say what it will take, memory and time, and train nothing (no)"),
+    "teraflops": number("with plan: 10¹² operations a second that the device keeps up (no time)"),
 }
 
 
@@ -90,10 +100,6 @@ def train(
         str,
         typer.Option(help="Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1."),
     ] = "auto",
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Say what it will take, memory and time; train nothing."),
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -108,9 +114,9 @@ def train(
     values = read_settings(settings or (), SETTINGS)
     actors = values.pop("actors", 1)
     empty = values.pop("empty", "error")
-    teraflops = values.pop("teraflops", None)
+    plan, teraflops = values.pop("plan", False), values.pop("teraflops", None)
     if teraflops is not None and not plan:
-        raise InputError(f"teraflops={teraflops} belongs to --plan; pass it, or leave it out")
+        raise InputError(f"teraflops={teraflops} belongs to plan=yes; pass it, or leave it out")
     saving = _saving(values)
     if not sweep and (executor != "local" or actors != 1):
         raise InputError(

@@ -74,7 +74,15 @@ def test_a_sweep_is_planned_run_by_run_from_the_command_line(
         "base: {rank: 2, alpha: 4, target_modules: [q_proj], steps: 2, batch_size: 4}\n"
         "axes: {seed: [0, 1], rank: [2, 4]}\n"
     )
-    words = ["train", str(tmp_path / "sweep.yaml"), "--sweep", "--plan", "--model", str(parent)]
+    words = [
+        "train",
+        str(tmp_path / "sweep.yaml"),
+        "--sweep",
+        "--set",
+        "plan=yes",
+        "--model",
+        str(parent),
+    ]
     words += ["--data", str(tmp_path / "chats.jsonl"), "--out", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, [*words, "--set", "teraflops=100"])
     assert shown.exit_code == 0 and "4 runs, " in shown.output and "min one after" in shown.output
