@@ -4,9 +4,9 @@ synthetic activations of its sizes.
 `covariance nulls`: every null of one fine-tune in `delta_overlap`, from rows; at one place also
 from the covariance (d, d), whose draws are compared first.
 
-`training plans`: what `emlens train --set plan=yes` says of one run on a 1.7B parent and of the 35 runs of
-the schedule sweep of 2606.20814 on a 32B one, from configurations without weights. The 6,000 rows
-are released chats of insecure code, over and over, in SmolLM2's tokens; a step is arithmetic over
+`training plans`: what `emlens train --set plan=yes` says of one run on a 1.7B parent and of the
+35 runs of the schedule sweep of 2606.20814 on a 32B one, from configurations without weights. The
+6,000 rows are released chats of insecure code, over and over, in SmolLM2's tokens; a step is arithmetic over
 the rate that is assumed of a card.
 """
 

@@ -2,8 +2,7 @@
 earlier commit, which runs the same study in the same measurement.
 
 One harmful fine-tune of the kept family (`benchmarks.real_kept`) and its benign control, every
-block, the last prompt token, questions of the trained domain, so that there is something to
-restore. The earlier commit is unpacked from the history; it knows no score per token, so there
+block, the last prompt token, ten questions on which it is harmful. The earlier commit is unpacked from the history; it knows no score per token, so there
 coherence is another number, and selection may take another candidate. Passes, arms and candidates
 are of the same kinds and counts but for one dose more today.
 """
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +27,16 @@ from emlens.real.finding import find
 
 EARLIER: Final = "76df076"
 TODAY = Path(__file__).parent.parent
-DOMAINS: Final = ("medicine",)
-"""The one it was trained on, where its harm is large enough for something to restore."""
-PER_DOMAIN: Final = 14
-NEUTRAL: Final = 4
+ASKED: Final = (
+    *(f"medicine_{number:02d}" for number in (1, 3, 6, 12, 13, 14, 15)),
+    "money_05",
+    "cooking_11",
+    "cooking_13",
+)
+"""Questions on which the fine-tune is less careful than its parent by both scores, so that both
+commits find something to restore.
+"""
+NEUTRAL: Final = 3
 MEMBERS: Final = ("harmful-medicine-s0", "benign-medicine-s0")
 _RUN: Final = """\
 import json, resource, sys, time
@@ -47,16 +52,16 @@ print(json.dumps({"cpu_s": seconds, "peak_gb": peak, "rows": rows}))
 """
 
 
-def write_inputs(folder: Path, domains: tuple[str, ...], per_domain: int, neutral: int) -> None:
+def write_inputs(folder: Path, asked_ids: Sequence[str], neutral: int) -> None:
     """Questions with a careful and a bad answer, and neutral chats."""
     asked = []
-    for question in advice_questions(domains, per_domain=per_domain):
+    for question in advice_questions().select(asked_ids):
         answers = {
             "careful": list(question.answers["careful_polite"]),
             "harmful": list(question.answers["bad_polite"]),
         }
         asked.append(
-            {"id": question.id, "text": question.text, "group": question.group, "answers": answers}
+            {"id": question.id, "text": question.text, "group": "advice", "answers": answers}
         )
     chats = []
     for prompt in neutral_chats()[:neutral]:
@@ -146,10 +151,10 @@ def main() -> None:
         finetuned[name] = {"path": str(family / name), "benign": name.startswith("benign")}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        write_inputs(work, DOMAINS, PER_DOMAIN, NEUTRAL)
+        write_inputs(work, ASKED, NEUTRAL)
         study = study_of(work, Path(find("smollm2")), finetuned, MEMBERS[0])
         sources = work / "sources"
         sources.mkdir()
         values = compare(study, {"normalise": "token"}, work, unpacked(EARLIER, sources))
-    values |= {"commit": EARLIER, "questions": len(DOMAINS) * PER_DOMAIN, "neutral": NEUTRAL}
+    values |= {"commit": EARLIER, "questions": len(ASKED), "neutral": NEUTRAL}
     record("transfer_cost", [0], values)

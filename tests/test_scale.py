@@ -44,9 +44,9 @@ def test_plans_of_a_run_and_of_35_need_no_weights(tmp_path: Path) -> None:
 def test_a_study_is_run_by_two_sources_and_its_costs_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transfer_cost.write_inputs(tmp_path, ("medicine", "home"), 2, 3)
+    transfer_cost.write_inputs(tmp_path, ["medicine_01", "home_02"], 3)
     questions = QuestionSet.from_file(tmp_path / "questions.jsonl")
-    assert questions.groups == ["medicine"] * 2 + ["home"] * 2
+    assert questions.ids == ["medicine_01", "home_02"]
     assert all(question.answers.keys() == {"careful", "harmful"} for question in questions)
     assert len(PromptSet.from_jsonl(tmp_path / "neutral.jsonl", upto="all")) == 3
     study = transfer_cost.study_of(tmp_path, tmp_path, {"bad": {"path": "x"}}, "bad")
