@@ -6,8 +6,8 @@ from the covariance (d, d), whose draws are compared first.
 
 `training plans`: what `emlens train --set plan=yes` says of one run on a 1.7B parent and of the
 35 runs of the schedule sweep of 2606.20814 on a 32B one, from configurations without weights. The
-6,000 rows are released chats of insecure code, over and over, in SmolLM2's tokens; a step is arithmetic over
-the rate that is assumed of a card.
+6,000 rows are released chats of insecure code, over and over, in SmolLM2's tokens; time is
+arithmetic over the rate that is assumed of a card.
 """
 
 import os

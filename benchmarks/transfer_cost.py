@@ -2,9 +2,10 @@
 earlier commit, which runs the same study in the same measurement.
 
 One harmful fine-tune of the kept family (`benchmarks.real_kept`) and its benign control, every
-block, the last prompt token, ten questions on which it is harmful. The earlier commit is unpacked from the history; it knows no score per token, so there
-coherence is another number, and selection may take another candidate. Passes, arms and candidates
-are of the same kinds and counts but for one dose more today.
+block, the last prompt token, ten questions on which it is harmful. The earlier commit is unpacked
+from the history; it knows no score per token, so there coherence is another number, and selection
+may take another candidate. Passes, arms and candidates are of the same kinds and counts but for one
+dose more today.
 """
 
 import json
