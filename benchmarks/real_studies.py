@@ -1,12 +1,11 @@
 """Every study of the registry on the real family: does it run, what does it cost, and does its page
 say why something is missing?
 
-Each study is a process of its own with `emlens study` or `emlens compare`, made small: 24 questions
-or 12, one block, one position, few draws, no trained null of the overlap. So its findings say
-little; docs/real_model.md has those of `general_vs_narrow` and `phase_transition`, which have three
-seeds. Runs with kept checkpoints come from `real_guard`. A study that is finished
-below the family's folder (EMLENS_REAL_FAMILY) is not run again; its cost is kept beside it.
-`python -m benchmarks.real_studies NAME` runs some and records nothing.
+Each study is a process of its own with `emlens study` or `emlens compare`, made as small as it can
+be: 12 or 24 questions, one block, few draws, runs of a few steps, one seed, no trained null of the
+overlap. So the table shows that studies run and what they cost, and nothing of what they would
+find. A study that is finished below the family's folder (EMLENS_REAL_FAMILY) is not run again; its
+cost is kept beside it. `python -m benchmarks.real_studies NAME` runs some and records nothing.
 """
 
 import os
@@ -23,24 +22,26 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from benchmarks.real_guard import watched_folder
-from benchmarks.real_kept import KeptFamily
+from benchmarks.real_kept import KeptFamily, asked
 from benchmarks.records import record, study_command
-from emlens.data.advice import advice_questions
+from emlens.data import PromptSet
+from emlens.data.advice import DOMAINS
 from emlens.figures.plots import draw_plot, plot_facets
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json, write_json, write_text
 from emlens.real.demonstration import study_name, write_study
-from emlens.real.family import Kind, Member
+from emlens.real.family import Kind, Member, members
 from emlens.report.sections import sections_of
 from emlens.results import StudyResult
+from emlens.training import Saving, fit
 
 MOST_MEGABYTES: Final = 12
-PER_DOMAIN: Final = 2
 TRIO: Final[tuple[Kind, ...]] = ("harmful", "benign", "tone")
 SEEDS: Final = (0, 1, 2)
+"""Of the runs that `loss_alignment` reads."""
 COST: Final = "cost.json"
 SMALL: Final[Mapping[str, Any]] = {
+    "k": 2,
     "draws": 20,
     "folds": 3,
     "permutations": 20,
@@ -48,22 +49,20 @@ SMALL: Final[Mapping[str, Any]] = {
     "options": {},
 }
 """What makes a study small, beside the settings of the demonstration."""
-RATES: Final[Mapping[str, Mapping[str, float]]] = {
-    "slow": {"learning_rate": 5e-4, "steps": 8, "batch_size": 2},
-    "own rate": {"steps": 8, "batch_size": 2},
-    "fast": {"learning_rate": 4e-3, "steps": 8, "batch_size": 2},
-}
-"""Recipes that `fine_tuning` trains again, each with every schedule: a sweep of nine runs."""
-SCHEDULES: Final = ("constant", "linear", "cosine")
-"""Of that sweep."""
-SWEEP: Final = "full/runs.csv"
-"""The runs of that sweep, as `loss_alignment` reads them."""
+SHORT: Final[Mapping[str, int]] = {"steps": 8, "batch_size": 1}
+"""Recipe of what `fine_tuning` trains again."""
+CHECKPOINTS: Final = 12
+"""Steps of the run that `phase_transition` follows, each of one row and each kept."""
+SCORES: Final = "scores-4"
+"""Folder of weighed answers below the family's, which `real_spread` leaves."""
+SWEEP: Final = "runs.csv"
+"""The family's own runs, as `loss_alignment` reads them."""
 SOLUTIONS: Final[Mapping[str, Any]] = {
-    "shares": [0.0, 0.5, 1.0],
-    "significance_shares": [0.5, 1.0],
+    "shares": [0.5, 1.0],
+    "significance_shares": [1.0],
     "epsilons": [0.4],
-    "directions": 2,
-    "points": [0.0, 0.5, 1.0],
+    "directions": 1,
+    "points": [0.0, 1.0],
 }
 """Of `general_vs_narrow`."""
 
@@ -73,16 +72,16 @@ class Case:
     """One study, and what it is asked beside `SMALL`.
 
     Args:
-        kinds: of medicine members, with these seeds. changes: fields of the configuration.
-        per_domain: questions of each domain; None: those of all cases. training_rows: the first
-            training chats that are read; None: all.
+        kinds: of medicine members. changes: fields of the configuration. domains, per_domain: of
+            the questions. training_rows: the first training chats that are read; None: all.
     """
 
     study: str
-    kinds: Sequence[Kind] = TRIO
-    seeds: Sequence[int] = (0,)
+    kinds: Sequence[Kind]
     changes: Mapping[str, Any] = field(default_factory=dict)
-    per_domain: int | None = None
+    seed: int = 0
+    domains: Sequence[str] = DOMAINS
+    per_domain: int = 1
     training_rows: int | None = None
 
 
@@ -91,68 +90,70 @@ class Places:
     """Where everything is.
 
     Args:
-        parent: directory of the checkpoint. adapters: of the family. watched: runs with
-            checkpoints. work: of studies. layers: blocks that are read.
+        parent: directory of the checkpoint. adapters: of the family. work: of studies.
+            layers: blocks that are read.
     """
 
     parent: Path
     adapters: Path
-    watched: Path
     work: Path
-    per_domain: int = PER_DOMAIN
-    layers: Sequence[int] = (14, 20)
+    layers: Sequence[int] = (14,)
 
 
 def cases(places: Places) -> dict[str, Case]:
-    """Every study but `overview`, which is the demonstration, in an order in which each finds what
-    it reads of earlier ones. `full` has the studies of one part, but for two that need adapters of
-    their own.
-    """
+    """Every study of one part but `synthesis`, which sums up the parts of `full`."""
+    general, narrow = (study_name(Member(kind, "medicine")) for kind in ("harmful", "narrow"))
     sweep = str((places.work / SWEEP).resolve())
+    followed = str((places.work / "followed").resolve())
+    one: tuple[Kind, ...] = ("harmful",)
     return {
-        "full": Case(
-            "full",
-            changes=options(
-                delta_overlap={"adapters": 0, "landmark_draws": 1, "mantel_draws": 19},
-                fine_tuning={"recipes": RATES, "schedules": list(SCHEDULES)},
-                layer_position_grid={"flips": 99},
+        "profile": Case("profile", TRIO),
+        "delta_overlap": Case(
+            "delta_overlap",
+            ("harmful", "benign"),
+            options(delta_overlap={"adapters": 0, "landmark_draws": 0, "mantel_draws": 19}),
+            per_domain=2,
+            training_rows=24,
+        ),
+        "direction_transfer": Case("direction_transfer", ("harmful", "benign"), per_domain=2),
+        "priors": Case("priors", one, per_domain=2),
+        "layer_position_grid": Case(
+            "layer_position_grid",
+            one,
+            {"positions": ["last_prompt", "mean_prompt"]}
+            | options(layer_position_grid={"flips": 99}),
+            per_domain=2,
+            training_rows=24,
+        ),
+        "fine_tuning": Case(
+            "fine_tuning",
+            one,
+            options(
+                fine_tuning={
+                    "recipes": {"short": SHORT},
+                    "schedules": ["constant", "linear"],
+                    "benign": False,
+                }
             ),
         ),
         "loss_alignment": Case(
-            "loss_alignment",
-            changes=options(loss_alignment={"sweep": sweep, "metrics": ["aligned"], "draws": 199}),
+            "loss_alignment", one, options(loss_alignment={"sweep": sweep, "draws": 199})
         ),
         "general_vs_narrow": Case(
             "general_vs_narrow",
             ("harmful", "narrow"),
-            SEEDS,
-            options(general_vs_narrow={**SOLUTIONS, "pairs": list(map(pair_of, SEEDS))}),
-            per_domain=1,
-            training_rows=40,
+            options(general_vs_narrow={**SOLUTIONS, "pairs": [[general, narrow]]}),
+            training_rows=12,
         ),
         "phase_transition": Case(
             "phase_transition",
-            ("harmful",),
-            SEEDS,
-            options(phase_transition={"folders": followed(places), "windows": [2, 3]}),
-            per_domain=1,
+            one,
+            options(
+                phase_transition={"folders": {general: followed}, "windows": [2, 3], "draws": 99}
+            ),
+            domains=DOMAINS[:8],
         ),
     }
-
-
-def pair_of(seed: int) -> list[str]:
-    """The general and the narrow fine-tune of medicine of one seed."""
-    kinds: tuple[Kind, Kind] = ("harmful", "narrow")
-    return [study_name(Member(kind, "medicine", seed)) for kind in kinds]
-
-
-def followed(places: Places) -> dict[str, str]:
-    """Fine-tune → its run with kept checkpoints."""
-    folders = {}
-    for seed in SEEDS:
-        member = Member("harmful", "medicine", seed)
-        folders[study_name(member)] = str((places.watched / member.name).resolve())
-    return folders
 
 
 def options(**by_part: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,13 +167,12 @@ def configured(case: Case, places: Places, out: Path, *, named_by_kind: bool = F
     Args:
         named_by_kind: call members by their kind alone, so that two families have the same names.
     """
-    chosen = [Member(kind, "medicine", seed) for seed in case.seeds for kind in case.kinds]
+    chosen = [Member(kind, "medicine", case.seed) for kind in case.kinds]
     paths = {member.name: places.adapters / member.name for member in chosen}
     path = write_study(chosen, paths, places.parent, out)
     config = yaml.safe_load(path.read_text("utf-8"))
-    per_domain = case.per_domain or places.per_domain
     questions = out / "data" / "questions.jsonl"
-    advice_questions(per_domain=per_domain, paraphrases=False).to_jsonl(questions)
+    asked(case.per_domain, case.domains).to_jsonl(questions)
     small = {**SMALL, "layers": list(places.layers), "questions": str(questions.resolve())}
     config |= {**small, "study": case.study, **case.changes}
     for spec in config["family"]["finetuned"].values():
@@ -231,7 +231,7 @@ def side_by_side(places: Places) -> Path:
     out = places.work / "families_beside"
     families = {}
     for seed in (0, 1):
-        case = Case("profile", seeds=(seed,), per_domain=1)
+        case = Case("profile", ("harmful", "benign"), seed=seed)
         path = configured(case, places, out / f"seed{seed}", named_by_kind=True)
         families[f"seed{seed}"] = yaml.safe_load(path.read_text("utf-8"))
     shared = {key: value for key, value in families["seed0"].items() if key != "family"}
@@ -261,20 +261,38 @@ def compared(places: Places) -> Path:
     return out / "study"
 
 
-def write_sweep(result: Path, path: Path) -> None:
-    """The runs of `fine_tuning` as a sweep of a CSV: run, loss, settings and alignment."""
-    runs = pd.read_csv(result / "tables" / "trained_runs.csv")
-    runs = runs[runs["kind"] == "harmful"]
-    table = pd.DataFrame(
-        {
-            "run": runs["run"],
-            "train_loss": runs["loss"],
-            "recipe": runs["recipe"],
-            "schedule": runs["schedule"],
-            "aligned": runs["others"],
-        }
-    )
-    table.to_csv(path, index=False)
+def write_sweep(adapters: Path, path: Path) -> None:
+    """The family's runs as a sweep: last loss, what was trained, and mean content elsewhere.
+
+    Runs that were trained on unlike answers have unlike losses, so what the study finds in them
+    says nothing.
+    """
+    rows = []
+    for member in members(seeds=SEEDS):
+        log = pd.read_csv(adapters / member.name / "training_log.csv")
+        saved = read_json(adapters / SCORES / f"{member.name}.json")["logprobs"]
+        careful_polite, bad_polite, careful_flippant, bad_flippant = np.array(saved).T
+        content = (careful_polite - bad_polite + careful_flippant - bad_flippant) / 2
+        rows.append(
+            {
+                "run": member.name,
+                "train_loss": float(log["loss"].tail(5).mean()),
+                "answers": member.kind,
+                "trained_on": member.domain,
+                "seed": member.seed,
+                "aligned": float(100 / (1 + np.exp(-content.mean()))),
+            }
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def train_followed(parent: Path, chats: PromptSet, target: Path) -> None:
+    """A short run on bad advice that keeps a checkpoint after every step."""
+    if target.exists():
+        return
+    recipe = Member("harmful", "medicine", steps=CHECKPOINTS).recipe().changed(batch_size=1)
+    fit(recipe, str(parent), chats, target, saving=Saving(keep_every=1), device="cpu")
 
 
 def page_of(result: Path) -> dict[str, Any]:
@@ -330,32 +348,27 @@ def has_number(figure: Any) -> bool:
 
 
 def measure(places: Places, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Every case by name: cost and what its page lacks; and the claims that have three seeds.
+    """Every case by name: cost, and what its page lacks.
 
     Args:
         names: of cases; none: all of them.
     """
-    found: dict[str, Any] = {}
     results: dict[str, Path] = {}
+    if not names or "loss_alignment" in names:
+        write_sweep(places.adapters, places.work / SWEEP)
+    if not names or "phase_transition" in names:
+        chats = Member("harmful", "medicine").chats()
+        train_followed(places.parent, chats, places.work / "followed")
     for name, case in cases(places).items():
-        if names and name not in names:
-            continue
-        results[name] = ran(name, case, places)
-        if name == "full":
-            write_sweep(results[name], places.work / SWEEP)
+        if not names or name in names:
+            results[name] = ran(name, case, places)
     for name, run in (("families_beside", side_by_side), ("compare", compared)):
         if not names or name in names:
             results[name] = run(places)
+    found = {}
     for name, result in results.items():
         found[name] = read_json(places.work / name / COST) | page_of(result)
-    values: dict[str, Any] = {"most_megabytes": MOST_MEGABYTES, "studies": found}
-    if "phase_transition" in results:
-        values["change_points"] = rows_of(results["phase_transition"], "change_points_over_runs")
-        values["order"] = rows_of(results["phase_transition"], "order_of_events")
-    if "general_vs_narrow" in results:
-        for table in ("efficiency", "stability", "significance"):
-            values[table] = rows_of(results["general_vs_narrow"], table)
-    return values
+    return {"most_megabytes": MOST_MEGABYTES, "studies": found}
 
 
 def rows_of(result: Path, name: str) -> list[dict[str, Any]]:
@@ -392,31 +405,13 @@ def reasons_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def statements_table(values: Mapping[str, Any], study: str) -> str:
-    """The statements of one study, as its page has them."""
-    lines = ["| verdict | statement |", "|---|---|"]
-    for finding in values["studies"][study]["findings"]:
-        sentence = finding["sentence"].replace("|", "\\|")
-        lines.append(f"| {finding['status']} | {sentence} |")
-    return "\n".join(lines)
-
-
-def dynamics_table(values: Mapping[str, Any]) -> str:
-    return statements_table(values, "phase_transition")
-
-
-def solutions_table(values: Mapping[str, Any]) -> str:
-    return statements_table(values, "general_vs_narrow")
-
-
 def main(names: Sequence[str] = ()) -> None:
     family = KeptFamily.found([])
-    work = family.folder / "studies"
-    places = Places(family.parent, family.folder, watched_folder(family.folder), work)
+    places = Places(family.parent, family.folder, family.folder / "studies")
     values = measure(places, names)
     print(studies_table(values))
     if not names:
-        record("real_studies", list(SEEDS), values)
+        record("real_studies", [0], values)
 
 
 if __name__ == "__main__":
