@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import unescape
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,7 @@ TRIO: Final[tuple[Kind, ...]] = ("harmful", "benign", "tone")
 SEEDS: Final = (0, 1, 2)
 """Of the runs that `loss_alignment` reads."""
 COST: Final = "cost.json"
+PAGE: Final = "page.json"
 SMALL: Final[Mapping[str, Any]] = {
     "k": 2,
     "draws": 20,
@@ -207,14 +209,12 @@ def timed(command: Sequence[str], out: Path) -> dict[str, float]:
     }
 
 
-def kept_cost(out: Path, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+def kept(path: Path, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """What `work` gives; found on file where it was finished before."""
-    path = out / COST
-    if path.is_file():
-        return dict(read_json(path))
-    cost = work()
-    write_json(path, cost)
-    return cost
+    if not path.is_file():
+        write_json(path, dict(work()))
+    found: Mapping[str, Any] = read_json(path)
+    return found
 
 
 def ran(name: str, case: Case, places: Places) -> Path:
@@ -222,7 +222,7 @@ def ran(name: str, case: Case, places: Places) -> Path:
     out = places.work / name
     config = configured(case, places, out)
     result = out / "study"
-    kept_cost(out, lambda: timed(study_command(config, result), result))
+    kept(out / COST, lambda: timed(study_command(config, result), result))
     return result
 
 
@@ -239,7 +239,7 @@ def side_by_side(places: Places) -> Path:
     config = out / "study.yaml"
     write_text(config, yaml.safe_dump({**shared, "families": differing}, sort_keys=False))
     result = out / "study"
-    kept_cost(out, lambda: timed(study_command(config, result), result))
+    kept(out / COST, lambda: timed(study_command(config, result), result))
     return result
 
 
@@ -257,7 +257,7 @@ def compared(places: Places) -> Path:
         str(out / "study"),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    kept_cost(out, lambda: timed(command, out / "study"))
+    kept(out / COST, lambda: timed(command, out / "study"))
     return out / "study"
 
 
@@ -367,7 +367,8 @@ def measure(places: Places, names: Sequence[str] = ()) -> dict[str, Any]:
             results[name] = run(places)
     found = {}
     for name, result in results.items():
-        found[name] = read_json(places.work / name / COST) | page_of(result)
+        page = kept(places.work / name / PAGE, partial(page_of, result))
+        found[name] = {**read_json(places.work / name / COST), **page}
     return {"most_megabytes": MOST_MEGABYTES, "studies": found}
 
 
