@@ -5,7 +5,8 @@ Each study is a process of its own with `emlens study` or `emlens compare`, made
 be: 12 or 24 questions, one block, few draws, runs of a few steps, one seed, no trained null of the
 overlap. So the table shows that studies run and what they cost, and nothing of what they would
 find. A study that is finished below the family's folder (EMLENS_REAL_FAMILY) is not run again; its
-cost is kept beside it. `python -m benchmarks.real_studies NAME` runs some and records nothing.
+cost is kept beside it. `python -m benchmarks.real_studies NAME` runs some and records nothing;
+`finished` in place of names records those that are finished.
 """
 
 import os
@@ -51,6 +52,8 @@ SMALL: Final[Mapping[str, Any]] = {
     "options": {},
 }
 """What makes a study small, beside the settings of the demonstration."""
+FINISHED: Final = "finished"
+"""In place of names: record the studies that are finished, and run no other."""
 SHORT: Final[Mapping[str, int]] = {"steps": 8, "batch_size": 1}
 """Recipe of what `fine_tuning` trains again."""
 CHECKPOINTS: Final = 12
@@ -261,6 +264,13 @@ def compared(places: Places) -> Path:
     return out / "study"
 
 
+OF_RESULTS: Final[Mapping[str, Callable[[Places], Path]]] = {
+    "families_beside": side_by_side,
+    "compare": compared,
+}
+"""Studies that lay results of others side by side."""
+
+
 def write_sweep(adapters: Path, path: Path) -> None:
     """The family's runs as a sweep: last loss, what was trained, and mean content elsewhere.
 
@@ -362,7 +372,7 @@ def measure(places: Places, names: Sequence[str] = ()) -> dict[str, Any]:
     for name, case in cases(places).items():
         if not names or name in names:
             results[name] = ran(name, case, places)
-    for name, run in (("families_beside", side_by_side), ("compare", compared)):
+    for name, run in OF_RESULTS.items():
         if not names or name in names:
             results[name] = run(places)
     found = {}
@@ -391,6 +401,7 @@ def studies_table(values: Mapping[str, Any]) -> str:
             f" {case['megabytes']:.1f} | {len(case['findings'])} | {len(case['left_out'])} |"
             f" {len(case['undefined'])} | {', '.join(case['silent']) or '0'} |"
         )
+    lines += [f"| `{name}` | not run |{' – |' * 6}" for name in values.get("not_run", ())]
     return "\n".join(lines)
 
 
@@ -409,9 +420,14 @@ def reasons_table(values: Mapping[str, Any]) -> str:
 def main(names: Sequence[str] = ()) -> None:
     family = KeptFamily.found([])
     places = Places(family.parent, family.folder, family.folder / "studies")
+    every = [*cases(places), *OF_RESULTS]
+    is_whole = list(names) in ([], [FINISHED])
+    if list(names) == [FINISHED]:
+        names = [name for name in every if (places.work / name / COST).is_file()]
     values = measure(places, names)
+    values["not_run"] = [name for name in every if name not in values["studies"]]
     print(studies_table(values))
-    if not names:
+    if is_whole:
         record("real_studies", [0], values)
 
 

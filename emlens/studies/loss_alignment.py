@@ -106,6 +106,10 @@ SECTION = Section(
 )
 
 
+NO_SCHEDULE: Final = "not said"
+"""Of runs whose sweep names no schedule."""
+
+
 class Options(PartOptions):
     """What `loss_alignment` reads."""
 
@@ -211,7 +215,10 @@ def analyse(
     first = next(test for (_, relation), test in tests.items() if relation == first_relation)
     part.tables["loss_correlations"] = table
     part.tables["loss_matched"] = gaps
-    part.tables["loss_runs"] = fronts(runs, loss, metric, first, noise, draws=draws, seed=seed)
+    places = fronts(runs, loss, metric, first, noise, draws=draws, seed=seed)
+    if "schedule" not in places:  # the figure tells schedules apart
+        places = places.assign(schedule=NO_SCHEDULE)
+    part.tables["loss_runs"] = places
     add_correlation_findings(part, loss, metric)
     add_matched_findings(part, settings, metric, options.relations)
     add_summary(part, loss, metric, len(runs))

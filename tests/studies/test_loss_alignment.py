@@ -101,10 +101,12 @@ def test_a_curve_without_scatter_is_not_called_a_better_schedule(tmp_path: Path)
     assert "a curve explains it: best schedule" in summary and "chance explains" not in summary
 
 
-def test_a_null_sweep_has_no_finding(tmp_path: Path) -> None:
+def test_a_null_sweep_that_names_no_schedule_has_no_finding(tmp_path: Path) -> None:
+    sweep = put(tmp_path / "s.csv", effect=0.0, seed=2)
+    sweep.write_text(sweep.read_text().replace("schedule", "template", 1))
     result = study(
         tmp_path,
-        sweep=str(put(tmp_path / "s.csv", effect=0.0, seed=2)),
+        sweep=str(sweep),
         relations=["linear"],
         strata="learning_rate",
     )
@@ -113,6 +115,7 @@ def test_a_null_sweep_has_no_finding(tmp_path: Path) -> None:
     ]
     assert "no setting and no run was better" in result.findings[0].sentence
     assert set(result.tables["loss_matched"]["relation"]) == {"linear"}
+    assert set(result.tables["loss_runs"]["schedule"]) == {"not said"}  # the figure is drawn
 
 
 @pytest.mark.parametrize(
