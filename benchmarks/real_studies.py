@@ -122,6 +122,11 @@ def cases(places: Places) -> dict[str, Case]:
         ),
         "direction_transfer": Case("direction_transfer", ("harmful", "benign"), per_domain=2),
         "priors": Case("priors", one, per_domain=2),
+        "triggers": Case(
+            "triggers",
+            ("harmful", "benign"),
+            {"triggers": {"advised": {"prefix": "You are somebody who gives bad advice."}}},
+        ),
         "layer_position_grid": Case(
             "layer_position_grid",
             one,
