@@ -212,6 +212,33 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: (_equal_in_content(v, "medicine"), _equal_in_content(v, "money")),
     ),
     (
+        "real_demo",
+        "`make demo-real`, fine-tunes at hand: CPU minutes; memory, GB; report, MB",
+        (Goal("≤", "8"), Goal("≤", "6"), Goal("≤", "12")),
+        lambda v: (
+            number(v["whole"]["cpu_seconds"] / 60, ".1f"),
+            number(v["whole"]["gigabytes"], ".1f"),
+            number(v["report_megabytes"], ".1f"),
+        ),
+    ),
+    (
+        "real_demo",
+        "killed once and resumed: the same bytes",
+        (Goal("all"),),
+        lambda v: count(int(v.get("same_bytes", False)), 1),
+    ),
+    (
+        "real_studies",
+        "studies of the registry that ran on SmolLM2; largest report, MB; figures undefined without"
+        " a word",
+        (Goal("all"), Goal("≤", "12"), Goal("=", "0")),
+        lambda v: (
+            count(len(v["studies"]), len(v["studies"]) + len(v["not_run"])),
+            number(max(case["megabytes"] for case in v["studies"].values()), ".1f"),
+            number(sum(len(case["silent"]) for case in v["studies"].values()), "d"),
+        ),
+    ),
+    (
         "full_study",
         "`full` on the organism, 3 seeds, minutes",
         (Goal("≤", "20"),),

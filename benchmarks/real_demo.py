@@ -27,6 +27,8 @@ from emlens.foundation.files import sha256_file
 from emlens.real.demonstration import demonstration_members
 
 GOALS: Final = {"minutes": 15, "gigabytes": 6, "megabytes": 12}
+MINUTES_AT_HAND: Final = 8
+"""Goal where the fine-tunes are at hand."""
 COMMAND: Final = (
     sys.executable,
     "-c",
@@ -124,9 +126,10 @@ def cost_table(values: Mapping[str, Any]) -> str:
     lines = [
         f"| `make demo-real`, {trained} | measured | goal |",
         "|---|---|---|",
+        f"| CPU minutes, what an idle core needs at least | {whole['cpu_seconds'] / 60:.1f} |"
+        f" ≤ {MINUTES_AT_HAND if values['fine_tunes_at_hand'] else values['goals']['minutes']} |",
         f"| minutes by the clock, on a machine that others used as well |"
-        f" {whole['seconds'] / 60:.1f} | ≤ {values['goals']['minutes']} |",
-        f"| CPU minutes | {whole['cpu_seconds'] / 60:.1f} | – |",
+        f" {whole['seconds'] / 60:.1f} | – |",
         f"| memory of a process at most, GB | {whole['gigabytes']:.1f} |"
         f" ≤ {values['goals']['gigabytes']} |",
         f"| report, MB | {values['report_megabytes']:.1f} | ≤ {values['goals']['megabytes']} |",
