@@ -38,6 +38,7 @@ NAMES = (
     "bombs",
     "two_writers",
     "kills",
+    "sizes",
     "lasting",
     "layers_positions",
     "demo",

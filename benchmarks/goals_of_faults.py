@@ -23,6 +23,10 @@ def _unspoiled(kinds: Mapping[str, Any]) -> Measured:
     return count(tries - sum(kind["faults"] for kind in kinds.values()), tries)
 
 
+def _ratio(values: Values, step: str) -> Measured:
+    return number(values["steps"][step]["peak_ratio"], ".2f")
+
+
 def _alike(calls: Mapping[str, Any]) -> Measured:
     """Calls, repeated and concurrent, that gave what the first one gave."""
     ways = [call[way] for call in calls.values() for way in ("repeated", "concurrent")]
@@ -67,6 +71,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "two writers at once, six kinds: tries with nothing doubled, lost or spoiled",
         (Goal("all"),),
         _unspoiled,
+    ),
+    (
+        "sizes",
+        "200,000 answers: peak memory over that of 20,000, `judge`; `rescore`; `score`",
+        (Goal("≤", "1.1"), Goal("≤", "1.1"), Goal("≤", "1.1")),
+        lambda v: tuple(_ratio(v, step) for step in ("judge", "rescore", "score")),
     ),
     (
         "lasting",

@@ -43,8 +43,6 @@ REPEATS, WARM = 50, 10
 FORKS, WORKERS = 50, 4
 SECONDS = 60
 """A child that has not ended by then hangs."""
-MOST_GROWTH = 100_000
-"""Bytes of memory a repeat."""
 PROMPT = {"aligned": "{answer} ?"}
 
 

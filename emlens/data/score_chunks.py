@@ -73,7 +73,7 @@ def is_streamed(path: str | Path) -> bool:
 def scores_without_raw(path: str | Path) -> AlignmentScores:
     """The scores of a file without their raw texts, which take most of its memory.
 
-    Held are 72 bytes a row, and the same again at most while the table is made.
+    Held are 57 bytes a row, and less than that again while a model's part of it is read.
 
     Raises:
         InputError: as `score_chunks`.
@@ -90,13 +90,13 @@ class _Columns:
     """The columns of a growing table of scores as numbers, and each name once."""
 
     def __init__(self) -> None:
-        self._names: dict[str, dict[str, int]] = {name: {} for name in TEXT_COLUMNS}
+        texts = [name for name in TEXT_COLUMNS if name != "raw"]
+        self._names: dict[str, dict[str, int]] = {name: {} for name in texts}
         self._numbers = {name: array("q") for name in INT_COLUMNS}
-        self._numbers |= {name: array("I") for name in TEXT_COLUMNS}
+        self._numbers |= {name: array("I") for name in texts}
         self._scores = array("d")
 
     def add(self, table: pd.DataFrame) -> None:
-        table = table.assign(raw="")
         for column, names in self._names.items():
             for value in table[column]:
                 self._numbers[column].append(names.setdefault(value, len(names)))
@@ -107,13 +107,18 @@ class _Columns:
     def table(self) -> pd.DataFrame:
         columns: dict[str, pd.Series] = {}
         for column in COLUMNS:
-            if column in self._names:
+            if column == "raw":
+                codes = np.zeros(len(self._scores), np.int8)
+                columns[column] = pd.Series(pd.Categorical.from_codes(codes, [""]))
+            elif column in self._names:
                 names = np.array([*self._names[column]], dtype=object)
                 values = names[np.array(self._numbers.pop(column))]
                 # without a dtype pandas makes strings of its own, which are copies
                 columns[column] = pd.Series(values, dtype=object, copy=False)
             elif column in INT_COLUMNS:
-                columns[column] = pd.Series(np.array(self._numbers.pop(column)), copy=False)
+                numbers = np.array(self._numbers.pop(column))
+                narrow = np.int32 if numbers.max(initial=0) < 2**31 else np.int64
+                columns[column] = pd.Series(numbers.astype(narrow), copy=False)
             else:
                 columns[column] = pd.Series(np.array(self._scores), copy=False)
         return pd.DataFrame(columns, copy=False)

@@ -111,15 +111,20 @@ class AlignmentScores:
 
     @property
     def metrics(self) -> list[str]:
-        return [str(name) for name in self._table["metric"].unique()]
+        return self._names("metric")
 
     @property
     def models(self) -> list[str]:
-        return [str(name) for name in self._table["model"].unique()]
+        return self._names("model")
 
     @property
     def questions(self) -> list[str]:
-        return [str(name) for name in self._table["question"].unique()]
+        return self._names("question")
+
+    def _names(self, column: str) -> list[str]:
+        """Names in a column, in order of appearance."""
+        # `Series.unique` makes a hash table for as many names as there are rows
+        return list(dict.fromkeys(map(str, self._table[column])))
 
     @property
     def variants(self) -> dict[Variant, list[str]]:
@@ -175,7 +180,7 @@ class AlignmentScores:
         return names
 
     def _with(self, table: pd.DataFrame) -> "AlignmentScores":
-        scales = {str(name): self.scales[name] for name in table["metric"].unique()}
+        scales = {str(name): self.scales[name] for name in dict.fromkeys(table["metric"])}
         return AlignmentScores(table, scales)
 
     @classmethod
@@ -219,10 +224,10 @@ class AlignmentScores:
                 name=model,
                 known=self.models,
             )
-        rows = self._table[self._table["metric"] == metric]
+        is_asked = self._table["metric"] == metric
         if model is not None:
-            rows = rows[rows["model"] == model]
-        return rows.copy()
+            is_asked &= self._table["model"] == model
+        return self._table[is_asked]
 
     # ---- means
 
@@ -351,7 +356,8 @@ class AlignmentScores:
         """
         if metric is not None:
             return float(self.rows(metric, model)["score"].isna().mean())
-        rows = pd.concat([self.rows(name, model) for name in self.metrics])
+        columns = [*ANSWER_KEY, "score"]
+        rows = pd.concat([self.rows(name, model)[columns] for name in self.metrics])
         answer = [rows[name] for name in ANSWER_KEY]
         return float(rows["score"].isna().groupby(answer).any().mean())
 
