@@ -109,7 +109,7 @@ class _Columns:
         for column in COLUMNS:
             if column == "raw":
                 codes = np.zeros(len(self._scores), np.int8)
-                columns[column] = pd.Series(pd.Categorical.from_codes(codes, [""]))
+                columns[column] = pd.Series(pd.Categorical.from_codes(codes, pd.Index([""])))
             elif column in self._names:
                 names = np.array([*self._names[column]], dtype=object)
                 values = names[np.array(self._numbers.pop(column))]
