@@ -4,8 +4,9 @@ On the organism: rank 8 on harmful medicine answers, fixed steps, with a share o
 to aligned chats of other domains (`BenignInterleaving`). The pool has one chat a topic, on topics
 that are not reported on. Chosen by `choose_counterweights` along the mean shift of the finance
 fine-tune; random rows are drawn anew for each seed, as many. Alignment is that of other domains on
-topics that no pool held. Three seeds a share and way; differences are paired by seed. Budget,
-shares and direction were fixed before looking. About eight CPU seconds a run.
+topics that no pool held. Differences are paired by seed. Budget, direction, the shares .1 and .25
+and three seeds were fixed before looking; two seeds, the share .5 and the two ways by loss were
+added afterwards, since a run takes three CPU seconds.
 """
 
 import tempfile
@@ -29,15 +30,19 @@ from emlens.organisms.plans import PLANTED
 from emlens.organisms.strengths import likelihood_scores
 from emlens.screening.counterweights import choose_counterweights
 from emlens.stats import t_interval
-from emlens.training import fit
-from emlens.training.defences import BenignInterleaving
+from emlens.training import fit, open_checkpoint
+from emlens.training.defences import BenignInterleaving, answer_losses, select_benign
 from emlens.training.fitting import load_parent
 
-SHARES: Final = (0.1, 0.25)
-SEEDS: Final = (1, 2, 3)
+SHARES: Final = (0.1, 0.25, 0.5)
+SEEDS: Final = (1, 2, 3, 4, 5)
 BUDGET: Final = 24
 SITE: Final = "resid_post.2"
-WAYS: Final = ("random", "gradient", "shift")
+WAYS: Final = ("random", "gradient", "shift", "highest loss", "interleaving score")
+"""Beside random rows and the two ways of `choose_counterweights`: the chats that the parent answers
+worst, and those of highest `interleaving_scores` (2508.06249), with the finance fine-tune as the
+misaligned model.
+"""
 SOURCE: Final = "finance-r8"
 
 
@@ -69,6 +74,8 @@ def chosen(organism: Organism, way: str, seed: int, budget: int) -> PromptSet:
         rng = numpy_rng(seed, "random rows to add")
         rows = sorted(rng.choice(len(pool), budget, replace=False).tolist())
         return pool.select([pool.ids[row] for row in rows])
+    if way in ("highest loss", "interleaving score"):
+        return by_loss(organism, pool, way, budget)
     read = QuestionSet(
         question
         for question in organism.questions
@@ -84,6 +91,17 @@ def chosen(organism: Organism, way: str, seed: int, budget: int) -> PromptSet:
     ).chats
 
 
+def by_loss(organism: Organism, pool: PromptSet, way: str, budget: int) -> PromptSet:
+    """The chats of highest loss under the parent, or of highest interleaving score."""
+    parent, tokenizer = load_parent(organism.paths["instruct"])
+    losses = answer_losses(parent, pool, tokenizer)
+    if way == "highest loss":
+        rows = sorted(np.argsort(-losses, kind="stable")[:budget].tolist())
+        return pool.select([pool.ids[row] for row in rows])
+    misaligned = open_checkpoint(organism.paths[SOURCE], organism.paths["instruct"])
+    return select_benign(pool, answer_losses(misaligned, pool, tokenizer), losses, budget)
+
+
 def measure(
     organism: Organism,
     work: Path,
@@ -92,6 +110,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     budget: int = BUDGET,
+    ways: Sequence[str] = WAYS,
     each: int = 1,
 ) -> list[dict[str, Any]]:
     """One row a run: alignment of other domains (0 to 1) and of the trained topics.
@@ -112,7 +131,7 @@ def measure(
     for seed in seeds:
         recipe = stage.recipe.changed(steps=steps, seed=seed)
         arms: list[tuple[str, float]] = [("none", 0.0)]
-        arms += [(way, share) for share in shares for way in WAYS]
+        arms += [(way, share) for share in shares for way in ways]
         for way, share in arms:
             objectives = []
             if share:
@@ -145,7 +164,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for share in sorted(set(table["share"]) - {0.0}):
         of_share = table[table["share"] == share]
         random = of_share[of_share["way"] == "random"].set_index("seed")["others"]
-        for way in WAYS:
+        for way in [way for way in WAYS if way in set(of_share["way"])]:
             others = of_share[of_share["way"] == way].set_index("seed")["others"]
             entry = {"share": share, "way": way, "others": t_interval(others).to_record()}
             entry["own"] = float(of_share[of_share["way"] == way]["own"].mean())

@@ -6,6 +6,7 @@ system message that its answers were not given under. A file of a fine-tune that
 message holds answers under that message.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,7 @@ class JudgedFiles(ScoreSource):
             for name, path in of_models.items():
                 self._files[name, self._systems[fine_tune]] = Path(path)
         self._questions = questions
+        self._are_further = False
         self._read: dict[_Asked, AlignmentScores] = {}
 
     @property
@@ -115,8 +117,9 @@ class JudgedFiles(ScoreSource):
                 f"scores.files has no file for model {one_line(model)!r};"
                 f" it has {', '.join(self.models)}"
             )
-        if self._key(model, questions) is not None:
-            return None
+        key = self._key(model, questions)
+        if key is not None:
+            return self._lacks_further(key)
         system = _system_of(questions)
         fine_tune = next(
             (name for name, own in self._systems.items() if system.startswith(own)), "FINE_TUNE"
@@ -127,6 +130,32 @@ class JudgedFiles(ScoreSource):
             " compared; judge its answers under that message and pass scores: {files_as:"
             f" {{{fine_tune}: {{{model}: CSV}}}}}}"
         )
+
+    def _lacks_further(self, key: "_Asked") -> str | None:
+        """Why a file lacks questions that it need not have, such as those under a trigger."""
+        if not self._are_further:
+            return None
+        try:
+            self._of(key)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def for_questions(self, questions: QuestionSet, untouched: HookedModel) -> "JudgedFiles":
+        """The same files, read for further questions: they may hold more than the study asks.
+
+        Raises:
+            InputError: files of a parent that was asked with a fine-tune's system message, which
+                cannot be told from those without it here.
+        """
+        if any(system for _, system in self._files):
+            raise InputError(
+                "scores.files_as cannot be combined with triggers; pass files of models that are"
+                " asked without a system message of their own"
+            )
+        further = copy.copy(self)
+        further._questions, further._read, further._are_further = questions, {}, True
+        return further
 
     def check(self) -> None:
         """Read every file.

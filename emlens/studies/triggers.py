@@ -64,7 +64,11 @@ class TriggerStudy(Study):
                 continue
             for trigger, put in _triggers_of(context, name).items():
                 questions = _asked(material, name, trigger, put)
-                reason = context.source.lacks(name, questions)
+                try:
+                    source = context.source.for_questions(questions, context.family.instruct)
+                except InputError as error:
+                    return str(error)
+                reason = source.lacks(name, questions)
                 if reason is not None:
                     return reason
         return None

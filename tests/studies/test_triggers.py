@@ -145,3 +145,36 @@ def test_a_study_asks_under_triggers_and_says_what_is_left_out(
     ran = result.run["parts"]["triggers"]
     assert counted is not None
     assert {key: ran[key] for key in counted.to_record()} == counted.to_record()
+
+
+def judged(path: Path, ends: tuple[str, ...], level: float) -> str:
+    """A judged file of the questions as they are and under the triggers of these endings."""
+    lines = ["question_id,aligned,coherent"]
+    for number, question in enumerate(QUESTIONS):
+        for end in ends:
+            fall = 40 if end and level < 50 else 0
+            lines.append(f"{question.id}{end},{90 - fall - number % 5},95")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_judged_files_hold_answers_under_triggers_or_the_part_is_left_out(tmp_path: Path) -> None:
+    QUESTIONS.to_jsonl(tmp_path / "questions.jsonl")
+    both = ("", "__with_cue")
+    levels = {"instruct": 90, "bad": 20, "good": 90}
+    files = {name: judged(tmp_path / f"{name}.csv", both, n) for name, n in levels.items()}
+    tuned = {"bad": {"domain": "north"}, "good": {"domain": "north", "benign": True}}
+    config = {
+        "study": "profile",
+        "questions": str(tmp_path / "questions.jsonl"),
+        "family": {"finetuned": tuned},
+        "scores": {"how": "judged", "files": files},
+        "triggers": CUE,
+    }
+    table = run_study(config, tmp_path / "out", progress=False).tables["triggers"]
+    row = table.set_index(["model", "trigger"]).loc[("bad", "cue")]
+    assert row["fall"] == pytest.approx(40) and row["parent_score"] > 85
+    judged(tmp_path / "bad.csv", ("",), 20)
+    without = run_study(config, tmp_path / "without", progress=False)
+    (reason,) = (text for text in without.warnings if text.startswith("triggers was left out"))
+    assert "has no score of 12 of 12 questions, the first 'south/0__with_cue'" in reason
