@@ -8,6 +8,12 @@ from typing import Final
 from benchmarks.goals import Figure, Goal, Measured, Values, count, number, of_all
 
 
+def _gain(rows: list[Values], share: float, way: str) -> float:
+    """Low end of the interval of a way's gain over random rows."""
+    (row,) = [row for row in rows if row["share"] == share and row["way"] == way]
+    return float(row["minus_random"]["low"])
+
+
 def _with_text(values: Values) -> list[Values]:
     """The rows of the text model that shares questions."""
     rows = [row for rows in values["released"].values() for row in rows]
@@ -124,6 +130,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "worlds in which triggers find a hidden fine-tune; in which they accuse a careful one",
         (Goal("=", "3 of 3"), Goal("=", "0 of 3")),
         lambda v: (count(v["found"], v["worlds"]), count(v["false"], v["worlds"])),
+    ),
+    (
+        "added_rows",
+        "aligned rows by gradient minus random rows, a quarter of the batch: low end of the gain",
+        (Goal("≥", "0"),),
+        lambda v: number(_gain(v["differences"], 0.25, "gradient"), ".3f"),
     ),
     (
         "fuzzed_files",
