@@ -28,7 +28,7 @@ from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.plans import PLANTED
 from emlens.organisms.strengths import likelihood_scores
-from emlens.screening.counterweights import choose_counterweights
+from emlens.screening.counterweights import choose_counterweights, opposing_scores
 from emlens.stats import t_interval
 from emlens.training import fit, open_checkpoint
 from emlens.training.defences import BenignInterleaving, answer_losses, select_benign
@@ -38,10 +38,17 @@ SHARES: Final = (0.1, 0.25, 0.5)
 SEEDS: Final = (1, 2, 3, 4, 5)
 BUDGET: Final = 24
 SITE: Final = "resid_post.2"
-WAYS: Final = ("random", "gradient", "shift", "highest loss", "interleaving score")
+WAYS: Final = (
+    "random",
+    "gradient",
+    "shift",
+    "highest loss",
+    "interleaving score",
+    "gradient over loss",
+)
 """Beside random rows and the two ways of `choose_counterweights`: the chats that the parent answers
-worst, and those of highest `interleaving_scores` (2508.06249), with the finance fine-tune as the
-misaligned model.
+worst, those of highest `interleaving_scores` (2508.06249), with the finance fine-tune as the
+misaligned model, and those of highest gradient for their loss.
 """
 SOURCE: Final = "finance-r8"
 
@@ -82,6 +89,12 @@ def chosen(organism: Organism, way: str, seed: int, budget: int) -> PromptSet:
         if question.group != OWN and int(question.id.rpartition("/")[2]) < READ
     )
     direction = direction_of(organism, read)
+    if way == "gradient over loss":
+        parent, tokenizer = load_parent(organism.paths["instruct"])
+        scores = opposing_scores(organism.family.instruct, pool, direction)
+        scores = scores / answer_losses(parent, pool, tokenizer)
+        rows = sorted(np.argsort(-scores, kind="stable")[:budget].tolist())
+        return pool.select([pool.ids[row] for row in rows])
     return choose_counterweights(
         organism.family.instruct,
         pool,
