@@ -81,6 +81,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: number(v["SmolLM2"]["ratio"], ".2f"),
     ),
     (
+        "transfer_cost",
+        "a candidate of `direction_transfer` on SmolLM2, CPU time ÷ that of an earlier commit",
+        (Goal("≤", ".5"),),
+        lambda v: number(v["edits"]["ratio"], ".2f"),
+    ),
+    (
         "shared_work",
         "capture of 24 first-plot questions on SmolLM2 ÷ bare sorted decoder",
         (Goal("≤", ".75"),),

@@ -311,6 +311,10 @@ def costs_table(values: Mapping[str, Any]) -> str:
     if trained is not None:
         step = "training, LoRA on four modules"
         rows.append((step, "a plain peft loop, same output layer", trained["ratio"], "shared_work"))
+    transfer = _values("transfer_cost")
+    step = "a candidate of `direction_transfer` on SmolLM2: answers and damage of an edit"
+    way = f"commit {transfer['commit']}, the same values"
+    rows.append((step, way, transfer["edits"]["ratio"], "transfer_cost"))
     lines = ["| step | beside | emlens ÷ that | file |", "|---|---|---|---|"]
     for step, beside, ratio, file in rows:
         lines.append(f"| {step} | {beside} | {ratio:.2f} | `{file}.json` |")

@@ -5,7 +5,10 @@ One harmful fine-tune of the kept family (`benchmarks.real_kept`) and its benign
 block, the last prompt token, ten questions on which it is harmful. The earlier commit is unpacked
 from the history; it knows no score per token, so there coherence is another number, and selection
 may take another candidate. Passes, arms and candidates are of the same kinds and counts but for one
-dose more today.
+dose more today. That takes a quarter of an hour; `edits` measures by both sources what nearly all
+of it is made of: one candidate, whose answers and damage are read of the edited fine-tune and whose
+damage of the edited parent. The edit is a plain ablation of every write, since the study's own form
+has changed; scores and KL are compared first.
 """
 
 import json
@@ -14,16 +17,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from benchmarks.real_kept import FOLDER
-from benchmarks.records import record
+from benchmarks.records import EVIDENCE, record
 from emlens.data.advice import advice_questions, neutral_chats
-from emlens.foundation.files import write_text
+from emlens.foundation.files import read_json, write_text
 from emlens.real.finding import find
 
 EARLIER: Final = "76df076"
@@ -38,6 +41,7 @@ ASKED: Final = (
 commits find something to restore.
 """
 NEUTRAL: Final = 3
+EDITS, EDITS_NEUTRAL = 2, 8
 MEMBERS: Final = ("harmful-medicine-s0", "benign-medicine-s0")
 _RUN: Final = """\
 import json, resource, sys, time
@@ -51,6 +55,79 @@ seconds = time.process_time() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(json.dumps({"cpu_s": seconds, "peak_gb": peak, "rows": rows}))
 """
+
+
+_EDITS: Final = """\
+import json, resource, sys, time
+import torch
+torch.set_num_threads(1)
+from emlens.data import PromptSet, QuestionSet
+from emlens.interventions import ablate
+from emlens.evaluation.trials import Trials
+from emlens.models import load_family
+folder, parent, adapter, count = sys.argv[1:]
+family = load_family(parent, finetuned={"tuned": adapter}, dtype="float32", device="cpu")
+questions = QuestionSet.from_file(folder + "/questions.jsonl")
+neutral = PromptSet.from_jsonl(folder + "/neutral.jsonl", upto="all")
+trials = Trials(questions, neutral=neutral)
+sites = ["attn_out", "mlp_out"]
+sites = [f"{kind}.{i}" for kind in sites for i in range(family.instruct.n_layers)]
+generator = torch.Generator().manual_seed(0)
+edits = [
+    [ablate(torch.randn(family.instruct.d_model, generator=generator).double(), at=sites)]
+    for _ in range(int(count) + 1)
+]
+seconds, aligned, kl = {}, [], []
+for model in (family["tuned"], family.instruct):
+    trials.damage(model, edits[0])  # what is made once for a model
+    began = time.process_time()
+    for edit in edits[1:]:
+        if model is not family.instruct:
+            aligned.append(float(trials.scores(model, edit)["aligned"].mean()))
+        kl.append(float(trials.damage(model, edit)["kl"].sum()))
+    seconds[model.name] = (time.process_time() - began) / int(count)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+total = sum(seconds.values())
+print(json.dumps({"cpu_s": total, "peak_gb": peak, "aligned": aligned, "kl": kl}))
+"""
+SAME: Final = 1e-3
+"""Relative, of scores and KL by both sources, which sum in another order."""
+
+
+def edits(
+    parent: Path, adapter: Path, asked_ids: Sequence[str], neutral: int, earlier: Path, count: int
+) -> dict[str, Any]:
+    """CPU seconds of one candidate: answers and damage of the edited fine-tune, damage of the
+    edited parent; by both sources.
+
+    Args:
+        earlier: the other tree. count: candidates, after one that is not timed.
+    """
+    found: dict[str, Any] = {"candidates": count, "questions": len(asked_ids), "neutral": neutral}
+    with tempfile.TemporaryDirectory() as name:
+        write_inputs(Path(name), asked_ids, neutral)
+        words = [name, str(parent), str(adapter), str(count)]
+        for case, tree in (("earlier", earlier), ("today", TODAY)):
+            found[case] = _by(tree, _EDITS, words, Path(name))
+    for measure in ("aligned", "kl"):
+        pairs = zip(found["today"][measure], found["earlier"][measure], strict=True)
+        for today, before in pairs:
+            if not abs(today - before) < SAME * abs(before):
+                raise SystemExit(f"{measure}: {today} and {before}; not timing different results")
+    found["ratio"] = found["today"]["cpu_s"] / found["earlier"]["cpu_s"]
+    return found
+
+
+def _by(tree: Path, script: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What a script prints last, run by the sources of a tree on one thread."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, env=environment, text=True, cwd=folder
+    )
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
 
 
 def write_inputs(folder: Path, asked_ids: Sequence[str], neutral: int) -> None:
@@ -96,18 +173,7 @@ def cost(tree: Path, study: Mapping[str, Any], work: Path) -> dict[str, Any]:
     """CPU seconds and peak memory of a study by the sources of a tree, in a process of its own."""
     path = work / "study.yaml"
     path.write_text(yaml.safe_dump(dict(study)))
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(path), str(work / "out")],
-        check=True,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-        cwd=work,
-    )
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    return _by(tree, _RUN, [str(path), str(work / "out")], work)
 
 
 def unpacked(commit: str, target: Path) -> Path:
@@ -144,8 +210,7 @@ def compare(
     return found
 
 
-def main() -> None:
-    family = Path(os.environ.get(FOLDER, "runs/real_family")).resolve()
+def _study(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
     finetuned = {}
     for name in MEMBERS:
         # without a domain no question is left out
@@ -153,9 +218,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         write_inputs(work, ASKED, NEUTRAL)
-        study = study_of(work, Path(find("smollm2")), finetuned, MEMBERS[0])
-        sources = work / "sources"
-        sources.mkdir()
-        values = compare(study, {"normalise": "token"}, work, unpacked(EARLIER, sources))
-    values |= {"commit": EARLIER, "questions": len(ASKED), "neutral": NEUTRAL}
-    record("transfer_cost", [0], values)
+        study = study_of(work, parent, finetuned, MEMBERS[0])
+        found = compare(study, {"normalise": "token"}, work, sources)
+    return {**found, "questions": len(ASKED), "neutral": NEUTRAL}
+
+
+def _edits(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
+    return edits(parent, family / MEMBERS[0], ASKED, EDITS_NEUTRAL, sources, EDITS)
+
+
+PIECES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
+    "edits": _edits,
+    "study": _study,
+}
+
+
+def main(names: Sequence[str] = tuple(PIECES)) -> None:
+    """Measure some pieces; the others stay as they are."""
+    family = Path(os.environ.get(FOLDER, "runs/real_family")).resolve()
+    path = EVIDENCE / "transfer_cost.json"
+    values: dict[str, Any] = read_json(path)["values"] if path.exists() else {}
+    values["commit"] = EARLIER
+    with tempfile.TemporaryDirectory() as folder:
+        sources = unpacked(EARLIER, Path(folder))
+        for name in names:
+            values[name] = PIECES[name](Path(find("smollm2")), family, sources)
+            record("transfer_cost", [0], values)

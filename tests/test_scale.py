@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,21 @@ def test_a_study_is_run_by_two_sources_and_its_costs_compared(
     )
     assert found["ratio"] < 0.5 and found["today"]["rows"] == {"arms": 2}
     assert json.dumps(found)
+
+
+def test_a_candidate_is_timed_only_where_both_sources_give_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"earlier": 2.0, "today": 2.0001}
+
+    def by(tree: Path, script: str, words: Any, folder: Path) -> dict[str, Any]:
+        assert (folder / "questions.jsonl").exists() and words[-1] == "2"
+        case = "today" if tree == transfer_cost.TODAY else "earlier"
+        return {"cpu_s": values[case], "aligned": [50.0], "kl": [values[case]]}
+
+    monkeypatch.setattr(transfer_cost, "_by", by)
+    given = (tmp_path, tmp_path, ["medicine_01"], 2, tmp_path / "old", 2)
+    assert transfer_cost.edits(*given)["ratio"] == pytest.approx(1.0, rel=1e-3)
+    values["today"] = 1.9
+    with pytest.raises(SystemExit, match="kl: 1.9 and 2.0; not timing"):
+        transfer_cost.edits(*given)
