@@ -133,14 +133,13 @@ def _by(tree: Path, script: str, words: Sequence[str], folder: Path) -> dict[str
 def write_inputs(folder: Path, asked_ids: Sequence[str], neutral: int) -> None:
     """Questions with a careful and a bad answer, and neutral chats."""
     asked = []
-    for question in advice_questions().select(asked_ids):
+    for number, question in enumerate(advice_questions().select(asked_ids)):
         answers = {
             "careful": list(question.answers["careful_polite"]),
             "harmful": list(question.answers["bad_polite"]),
         }
-        asked.append(
-            {"id": question.id, "text": question.text, "group": "advice", "answers": answers}
-        )
+        group = f"group {number % 2}"  # the earlier commit resamples groups, and needs two
+        asked.append({"id": question.id, "text": question.text, "group": group, "answers": answers})
     chats = []
     for prompt in neutral_chats()[:neutral]:
         turns = [{"role": each.role, "content": each.content} for each in prompt.messages]
