@@ -5,7 +5,7 @@ to aligned chats of other domains (`BenignInterleaving`). The pool has one chat 
 that are not reported on. Chosen by `choose_counterweights` along the mean shift of the finance
 fine-tune; random rows are drawn anew for each seed, as many. Alignment is that of other domains on
 topics that no pool held. Differences are paired by seed. Budget, direction, the shares .1 and .25
-and three seeds were fixed before looking; two seeds, the share .5 and the two ways by loss were
+and three seeds were fixed before looking; two seeds, the share .5 and the three ways by loss were
 added afterwards, since a run takes three CPU seconds.
 """
 

@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct and the seed-0 fine-tunes of the kept family (`benchmarks.real_kept`). The
 direction is the mean shift of the harmful medicine fine-tune less that of the benign one, over the
-medicine training chats, after the middle block at the mean of the answer. Rows: the first 20
+medicine training chats, after the middle block at the mean of the answer. Rows: the first 8
 training chats of both domains in the three kinds of answer that they have. Times are CPU seconds of
 this process and wall seconds.
 """
@@ -31,8 +31,8 @@ POSITION: Final = "mean_response"
 KEPT: Final = "EMLENS_REAL_FAMILY"
 """Environment variable: the folder of the kept family."""
 MEMBERS: Final = ("harmful-medicine-s0", "benign-medicine-s0", "harmful-money-s0")
-NEUTRAL: Final = 6
-CHATS: Final = 20
+NEUTRAL: Final = 4
+CHATS: Final = 8
 """Of each domain and kind of answer."""
 KINDS: Final[tuple[AnswerKind, ...]] = ("bad_polite", "careful_polite", "careful_flippant")
 QUESTIONS: Final = 3

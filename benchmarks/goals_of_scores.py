@@ -138,6 +138,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: number(_gain(v["differences"], 0.25, "gradient"), ".3f"),
     ),
     (
+        "explain",
+        "seconds of `explain` on SmolLM2, one thread, beside other work",
+        (Goal("≤", "120"),),
+        lambda v: number(v["seconds"]["wall"], ".0f"),
+    ),
+    (
         "fuzzed_files",
         "damaged files read wrongly or refused without a place",
         (Goal("=", "0 of 5,000"),),

@@ -26,6 +26,8 @@ from emlens.models import HookedModel
 TEMPLATE: Final = "cat -> cat; 1135 -> 1135; hello -> hello; ?"
 WORDS: Final = ("dog", "house", "water", "music", "red", "doctor", "money", "school")
 """Words whose own streams are read back as the control of the method."""
+READ_TOKENS: Final = 4
+"""Tokens within which a word must come back: the prompt's own pattern puts an arrow before it."""
 ENOUGH: Final = 0.5
 """Share of words that must come back at a block for its rows to be read."""
 _CONTEXT: Final = "The word is"
@@ -102,21 +104,15 @@ def _last_streams(
 
 
 def _read_back(model: HookedModel, prompt: PromptSet, site: str) -> float:
-    """Share of known words whose own stream gives the word as the next token."""
+    """Share of known words that the model says when their own stream is put in."""
     words = PromptSet(Prompt(word, f"{_CONTEXT} {word}") for word in WORDS)
     streams = _last_streams(model, words, site)
     hits = 0
     for word, stream in zip(WORDS, streams, strict=True):
         with model.intervene(_put(site, stream)):
-            best = int(model.logits(prompt)[0].argmax())
-        hits += best in _first_tokens(model, word)
+            (text,) = model.generate(prompt, max_new_tokens=READ_TOKENS, temperature=0.0)
+        hits += word in text.lower()
     return hits / len(WORDS)
-
-
-def _first_tokens(model: HookedModel, word: str) -> set[int]:
-    """The first token of a word, with and without a space before it."""
-    pieces = (model.tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
-    return {ids[0] for ids in pieces if ids}
 
 
 def _put(site: str, vector: Float[Tensor, " d_model"]) -> Any:

@@ -12,7 +12,7 @@ from emlens.activations import capture
 from emlens.data import Prompt, PromptSet, Question, QuestionSet
 from emlens.evaluation.explaining import ANSWER_TOKENS, COEFFICIENTS, explain
 from emlens.evaluation.explanation import Explanation
-from emlens.evaluation.patchscope import patchscope
+from emlens.evaluation.patchscope import WORDS, patchscope
 from emlens.evaluation.sparse_features import SparseFeatures, feature_cosines
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.sites import Site
@@ -115,6 +115,18 @@ def test_a_patch_of_the_tokens_own_stream_changes_nothing(model: HookedModel) ->
     assert rows.loc["direction", "probability"] == pytest.approx(float(shares.max()), abs=1e-5)
     # the control: another vector in its place does change it
     assert rows.loc["random 1", "probability"] != pytest.approx(float(shares.max()), abs=1e-3)
+
+
+def test_a_word_counts_as_read_back_where_the_model_says_it(
+    model: HookedModel, planted: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def share(text: str) -> float:
+        monkeypatch.setattr(model, "generate", lambda *_, **__: [text])
+        table = patchscope(model, planted, [0], template="w1 w2", draws=1, k=1)
+        return float(table["read_back"].iloc[0])
+
+    # after the arrow that the prompt's own pattern puts before it
+    assert share(" -> Dog; red") == 2 / len(WORDS) and share(" -> w4") == 0
 
 
 @pytest.fixture()
