@@ -78,6 +78,7 @@ NAMES = (
     "triggers",
     "explain",
     "added_rows",
+    "real_added_rows",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",
