@@ -46,7 +46,7 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --durations=10
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=10
 
 evidence: .venv/.installed
 	$(BIN)/python -m benchmarks

@@ -59,6 +59,9 @@ class TriggerStudy(Study):
 
     def left_out(self, context: StudyContext) -> str | None:
         material = context.material
+        lacking = [material.lacks_outside([name]) for name in material.family.finetuned]
+        if all(reason is not None for reason in lacking):
+            return lacking[0]
         for name in material.family.finetuned:
             if material.lacks_outside([name]) is not None:
                 continue

@@ -41,6 +41,7 @@ OUTSIDE = {
     "direction_transfer",
     "priors",
     "layer_position_grid",
+    "triggers",
 }
 """Studies that run where there are questions outside the trained domain."""
 
@@ -82,6 +83,7 @@ def configured(
         "repeats": 1,
         "permutations": 20,
         "options": {name: value for name, value in OPTIONS.items() if name == study},
+        "triggers": {"cue": {"prefix": "w5"}} if study == "triggers" else {},
         **changes,
     }
 

@@ -149,7 +149,7 @@ def test_a_directory_has_one_run_and_one_study(
 def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="study 'all' is unknown; pass one of full, overview, profile, fine_tuning",
+        match="study 'all' is unknown; pass one of full, overview, profile, triggers, fine_tuning",
     ):
         run_study(small(config_path, "unknown", study="all"), tmp_path)
     (tmp_path / "file").write_text("")
