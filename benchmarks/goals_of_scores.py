@@ -14,6 +14,12 @@ def _gain(rows: list[Values], share: float, way: str) -> float:
     return float(row["minus_random"]["low"])
 
 
+def _against_random(rows: list[Values], way: str) -> float:
+    """Low end of the interval of a way's difference from random rows."""
+    (row,) = [row for row in rows if (row["first"], row["second"]) == (way, "random")]
+    return float(row["low"])
+
+
 def _with_text(values: Values) -> list[Values]:
     """The rows of the text model that shares questions."""
     rows = [row for rows in values["released"].values() for row in rows]
@@ -136,6 +142,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "aligned rows by gradient minus random rows, a quarter of the batch: low end of the gain",
         (Goal("≥", "0"),),
         lambda v: number(_gain(v["differences"], 0.25, "gradient"), ".3f"),
+    ),
+    (
+        "real_added_rows",
+        "careful rows by gradient minus random rows on SmolLM2: content, low end of the gain",
+        (Goal("≥", "0"),),
+        lambda v: number(_against_random(v["differences"], "gradient"), ".3f"),
     ),
     (
         "explain",
