@@ -13,11 +13,11 @@ from typing import Any, Final
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json
+from emlens.foundation.records import tensors_beside
 from emlens.geometry import Direction
 from emlens.geometry.random_directions import random_directions, random_directions_like
 
@@ -44,13 +44,14 @@ class SparseFeatures:
 
         Raises:
             InputError: no such file, no decoder in it, or one that is no matrix of finite numbers.
+            IntegrityError: no whole safetensors file.
         """
         path = Path(folder) / WEIGHTS
         if not path.is_file():
             raise InputError(
                 f"{folder}: holds no {WEIGHTS}; pass a folder that SAELens saved (SAE.save_model)"
             )
-        tensors = load_file(path)
+        tensors = tensors_beside(path, "save the autoencoder again")
         decoder = tensors.get("W_dec")
         if decoder is None or decoder.ndim != 2 or not bool(torch.isfinite(decoder).all()):
             raise InputError(
@@ -65,8 +66,9 @@ def _place(path: Path) -> str:
     """The hook that an autoencoder reads, which newer files keep below `metadata`."""
     if not path.is_file():
         return ""
-    record: dict[str, Any] = read_json(path)
-    for fields in (record, record.get("metadata") or {}):
+    record: Any = read_json(path)
+    metadata = record.get("metadata") if isinstance(record, dict) else None
+    for fields in (record, metadata):
         if isinstance(fields, dict) and fields.get("hook_name"):
             return str(fields["hook_name"])
     return ""
@@ -92,12 +94,14 @@ def feature_cosines(
         random_q95: the 95 % quantile of the greatest cosine of a random direction.
 
     Raises:
-        InputError: another width, or k beyond the number of features.
+        InputError: another width, a direction of length 0, or k beyond the number of features.
     """
     vector = direction.vector if isinstance(direction, Direction) else direction
     n, width = features.decoder.shape
     if len(vector) != width:
         raise InputError(f"direction has {len(vector)} coordinates, the autoencoder {width}")
+    if not vector.norm() > 0:
+        raise InputError("direction has the length 0; pass one that points somewhere")
     if not 1 <= k <= n:
         raise InputError(f"k={k} must lie between 1 and the {n} features there are")
     rows = features.decoder.double()

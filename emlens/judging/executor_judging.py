@@ -3,7 +3,9 @@ judge.
 
 A unit is a block of answers in the order of their file. Its verdicts are kept in a journal of its
 own as they come: a worker that takes over an unfinished block asks only for what it lacks. When all
-blocks are there, their journals become one, and the scores are read from it.
+blocks are there, their journals become one, and the scores are read from it. A local model that
+judges reads other rows side by side than in `judge_file`, so its probabilities differ in the last
+digits.
 """
 
 import shutil

@@ -1,11 +1,13 @@
 """Sampling over an executor: the same file of answers whether one process, ranks or Ray actors drew
 it.
 
-A unit is a block of whole questions, with all their paraphrases and samples. An answer depends on
-its own question, number and seed and on no other row, so who draws a block changes nothing; each
-worker sets the planned thread count. Answers of a block are kept as they come: a worker that takes
-over an unfinished block draws only what it lacks. When all blocks are there, they are put together
-in the order of the questions.
+A unit is a block of whole questions, with all their paraphrases and samples. Blocks are part of the
+plan, and so is the thread count that each worker sets: who draws a block changes nothing. A block
+that a worker left unfinished is drawn anew, with the same rows side by side. When all blocks are
+there, they are put together in the order of the questions.
+
+`sample_answers` in one call puts other rows side by side. Its answers are the same but for rounding
+in the last digits of a logit, which now and then turns a draw (on SmolLM2, 1 of 36 answers).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +70,8 @@ def sample_over(
             every worker's process.
         out: the JSONL file to write. What is being drawn lies beside it, in a folder with the
             ending `.units` that all workers see; the same call goes on there.
-        questions_per_unit: whole questions that a worker takes at a time.
+        questions_per_unit: whole questions that a worker takes at a time; another number is another
+            plan.
         threads: computing threads of every worker; default: as many as this process has. Part of
             the plan.
         settings: `samples`, `temperature`, `max_new_tokens`, `seed`, `thinking` and `batch_tokens`
@@ -174,6 +177,8 @@ class _SamplingWorker(Worker):
     def run(self, unit: Unit) -> UnitResult:
         part = self._part(unit.id)
         part.parent.mkdir(parents=True, exist_ok=True)
+        # other rows side by side round otherwise, so an unfinished block begins anew
+        part.unlink(missing_ok=True)
         answers = sample_answers(
             self._model,
             self._blocks[unit.id],

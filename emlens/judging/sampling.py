@@ -2,7 +2,8 @@
 
 Each answer is on disk before anything judges it. A model's rows are generated under any active
 intervention; rows that finish leave the batch, and others take their place. The answer of a row
-does not depend on its batch mates (exactly so in float32 with the same thread count). The answers
+does not depend on its batch mates, but for rounding: a real model's logits differ in their last
+digits with the rows beside them, which now and then turns a draw. The answers
 file is written as answers come, and the same call goes on after the last one. An endpoint may
 ignore `seed`.
 """
@@ -58,7 +59,7 @@ def sample_answers(
     """Draw answers to every paraphrase of every question, under any active intervention.
 
     An answer depends on the model, the rendered question, the settings, the seed and its own
-    number, not on its batch mates.
+    number, and but for rounding not on its batch mates.
 
     Args:
         model: a model of this process, or an `Endpoint`.

@@ -14,7 +14,7 @@ from emlens.evaluation.explaining import ANSWER_TOKENS, COEFFICIENTS, explain
 from emlens.evaluation.explanation import Explanation
 from emlens.evaluation.patchscope import WORDS, patchscope
 from emlens.evaluation.sparse_features import SparseFeatures, feature_cosines
-from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.errors import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.models import HookedModel, load_model
@@ -172,6 +172,17 @@ def test_what_cannot_be_read_is_refused(
         feature_cosines(planted.vector, features, k=41)
     with pytest.raises(InputError, match="holds no sae_weights.safetensors; pass a folder"):
         SparseFeatures.load(tmp_path / "nothing")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sae_weights.safetensors").write_bytes(b"\xff" * 300)
+    with pytest.raises(IntegrityError, match="not readable as safetensors"):
+        SparseFeatures.load(broken)
+    save_file({"W_dec": torch.eye(4)}, broken / "sae_weights.safetensors")
+    (broken / "cfg.json").write_text("[1]")
+    listed = SparseFeatures.load(broken)
+    assert listed.place == ""
+    with pytest.raises(InputError, match="direction has the length 0"):
+        feature_cosines(torch.zeros(4), listed, k=2)
     save_file({"b_dec": torch.ones(2)}, autoencoder / "sae_weights.safetensors")
     with pytest.raises(InputError, match="W_dec is no matrix of finite numbers; it has b_dec"):
         SparseFeatures.load(autoencoder)

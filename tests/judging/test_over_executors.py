@@ -1,13 +1,13 @@
 """Sampling and judging over executors: the files of one process, from workers that come and go."""
 
-import pickle
-from collections.abc import Callable
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
+from travelling import Travels
 
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import InputError, IntegrityError, UnknownNameError
@@ -18,21 +18,12 @@ from emlens.judging.executor_sampling import sample_over
 from emlens.judging.on_file import judge_file
 from emlens.models import load_model
 from emlens.runs import Executor, LocalExecutor, RayExecutor
-from emlens.runs.executors import Report
-from emlens.runs.worker import Worker
 
 SETTINGS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4, "seed": 5}
 PARAPHRASED = Question("q2", "w2 w3", paraphrases=("w2 w3", "w1"))
 QUESTIONS = QuestionSet(
     PARAPHRASED if i == 2 else Question(f"q{i}", f"w{i} w{i + 1}") for i in range(5)
 )
-
-
-class Travels(Executor):
-    """Works on what arrives in another process."""
-
-    def run(self, open_worker: Callable[[], Worker], directory: Any, **rest: Any) -> Report:
-        return LocalExecutor().run(pickle.loads(pickle.dumps(open_worker)), directory, **rest)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +101,13 @@ def test_a_block_that_failed_is_drawn_later_and_the_others_stay(
         _over(LocalExecutor(attempts=1), load, tmp_path)
     assert not (tmp_path / "answers.jsonl").exists()
     fails.clear()
+    # what a killed worker had drawn of a block is drawn anew, with the same rows side by side
+    first = (alone / "answers.jsonl").read_text().splitlines()[-1]
+    begun = json.dumps({**json.loads(first), "text": "drawn beside other rows"}) + "\n"
+    (tmp_path / "answers.jsonl.units" / "parts" / "questions-000004.jsonl").write_text(begun)
+    drawn_last = tmp_path / "answers.jsonl.units" / "answers" / "questions-000004.json"
+    drawn_last.unlink(missing_ok=True)
+    drawn = [ids for ids in drawn if ids != ("q4",)]
     _over(LocalExecutor(), load, tmp_path)
     assert sorted(drawn) == [("q0", "q1"), ("q2", "q3"), ("q4",)]  # each block once
     assert (tmp_path / "answers.jsonl").read_bytes() == (alone / "answers.jsonl").read_bytes()

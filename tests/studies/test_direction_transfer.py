@@ -2,7 +2,6 @@
 call is watched, not the table of sets.
 """
 
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from travelling import Travels
 
 from emlens.activations import capture_many
 from emlens.evaluation import QuestionRoles, affine_form
 from emlens.evaluation.trials import Trials
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
-from emlens.runs import Executor, LocalExecutor, ray_actors
-from emlens.runs.executors import Report
+from emlens.runs import ray_actors
 from emlens.studies import (
     direction_arms,
     direction_candidates,
@@ -76,17 +75,6 @@ def test_every_call_sees_only_its_own_questions(
         or sets["extract"] & sets["report"]
         or sets["select"] & sets["report"]
     )
-
-
-class Travels(Executor):
-    """In place of Ray: works on what arrives in another process."""
-
-    def __init__(self, actors: int):
-        super().__init__()
-        assert actors == 2
-
-    def run(self, open_worker: Any, directory: Any, **rest: Any) -> Report:
-        return LocalExecutor().run(pickle.loads(pickle.dumps(open_worker)), directory, **rest)
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
