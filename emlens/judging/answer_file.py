@@ -2,7 +2,8 @@
 
 Answers are appended as they come, so a kill loses only those that were not yet handed over. The
 same call finds them again. When the last one is there, the file is written again in the order of
-the questions: the same call leaves the same bytes, however often it was interrupted. An answer is
+the questions: the same call leaves the same answers, however often it was interrupted, but for
+rounding (`emlens.judging.sampling`). An answer is
 taken from the file only if everything that it was drawn with is the same: model, question and chat,
 seed, and the settings in its `meta`.
 """
