@@ -10,10 +10,10 @@ less probable than `floor` is not followed, and the probability left out in this
 leading token of spaces alone is followed where it has 1 % probability. Leading zeros and signs make
 no number.
 
-Cost: a text is run once, and what texts of a batch begin with (one answer, judged on several
-metrics) once for all of them; then one token per number that is as probable as `floor`, at most
-some 110 (`emlens.models.continuation_tree`). A judge that cannot keep its texts so runs the whole
-text again for each of these; the log says why.
+Cost: a text is run once, and what texts begin with (one answer, judged on several metrics; the
+judge's template) once for all of them. Then one token is run per number that is as probable as
+`floor`, at most some 110 (`emlens.models.continuation_tree`). A judge that cannot keep its texts so
+runs the whole text again for each of these; the log says why.
 """
 
 import logging
@@ -29,8 +29,7 @@ from torch import Tensor
 
 from emlens.data.rendering import Rendered
 from emlens.judging.readouts import NUMBER, ReplyDistribution
-from emlens.models.batches import Batch
-from emlens.models.continuation_tree import ContinuationTree, why_no_tree
+from emlens.models.continuation_tree import ContinuationTree, trees_of, why_no_tree
 from emlens.models.finite import first_unusable
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
 from emlens.models.likelihoods import last_tokens, rows_widened
@@ -130,10 +129,10 @@ class ReplyReader:
             whole_rows = partial(self._of_whole_rows, rows, batch_tokens)
             yield from zip(numbers, self._read(len(rows), whole_rows), strict=True)
             return
-        for batch in self.model.shared_batches(rows, self.model.logit_tokens(batch_tokens)):
-            tree = ContinuationTree(cast(TransformersModel, self.model), batch)
-            in_tree = partial(self._of_tree, tree, batch)
-            yield from zip(batch.index, self._read(len(batch.rows), in_tree), strict=True)
+        model = cast(TransformersModel, self.model)
+        for numbers, tree in trees_of(model, rows, model.logit_tokens(batch_tokens)):
+            in_tree = partial(self._of_tree, tree)
+            yield from zip(numbers, self._read(len(numbers), in_tree), strict=True)
 
     def _read(self, n_rows: int, probabilities_of: _Probabilities) -> list[ReplyDistribution]:
         """The distribution of each row, level by level."""
@@ -239,15 +238,13 @@ class ReplyReader:
                 return True
         return False
 
-    def _of_tree(
-        self, tree: ContinuationTree, batch: Batch, level: Sequence[_Beginning]
-    ) -> list[list[float]]:
+    def _of_tree(self, tree: ContinuationTree, level: Sequence[_Beginning]) -> list[list[float]]:
         """Probabilities of the tokens that matter after each beginning, from kept texts."""
         if not level[0].ids:
             scores = tree.prompt_scores()
         else:
             scores = tree.scores([(beginning.row, beginning.ids) for beginning in level])
-        return self._that_matter(scores, [batch.rows[beginning.row] for beginning in level])
+        return self._that_matter(scores, [tree.prompts[beginning.row] for beginning in level])
 
     @torch.no_grad()
     def _of_whole_rows(

@@ -3,7 +3,9 @@
 A judge's reply may be any of 101 numbers: 110 beginnings of one to three tokens after each prompt.
 The prompt's keys and values are computed once. Each further token is one more column, which attends
 to its prompt, to the tokens before it in its own continuation and to itself. So nothing of the
-prompt is run again, and nothing of its cache is copied.
+prompt is run again, and nothing of its cache is copied. In the same way prompts about one answer
+(one for each metric) are columns of one row: question and answer are run once, and so is what all
+prompts begin with.
 
 It needs a model whose memory of a row is keys and values and which takes a mask of its own
 (`why_no_tree`). That it gives the scores of whole rows is proved once for each model, on two short
@@ -11,28 +13,36 @@ rows. Memory: keys and values of the batch, with one column a continuation.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emlens.data.rendering import Rendered
-from emlens.models.batches import Batch, pad
+from emlens.models.batches import REST_TOKENS, cut_batches, pad
 from emlens.models.cache_proof import equal_scores, proof_rows
 from emlens.models.counted_logits import only_counted
 from emlens.models.hooked import LOGITS, HookedModel
 from emlens.models.likelihoods import last_tokens
 from emlens.models.pass_counts import note_pass
+from emlens.models.prefix_plan import shared_by_all, shared_groups
 from emlens.models.row_cache import RowCache
 from emlens.models.transformers_backend import TransformersModel
 
 Continuation = tuple[int, tuple[int, ...]]
-"""Number of a row in the batch, and the tokens after it."""
+"""Number of a prompt in its tree, and the tokens after it."""
+TOGETHER: Final = 4
+"""Prompts that are columns of one row at most: every column is weighed against all of its row, and
+those of other prompts are masked.
+"""
 _MASKED: Final = ("sdpa", "eager")
 """Kinds of attention that take a mask for each query."""
+
+GROUP_TOKENS: Final = 16
+"""What a group has to save."""
 
 
 def why_no_tree(model: HookedModel, longest: int) -> str | None:
@@ -55,37 +65,139 @@ def why_no_tree(model: HookedModel, longest: int) -> str | None:
     return None if model.trees_proved[0] else "its scores are not those of whole rows"
 
 
-class ContinuationTree:
-    """The prompts of one batch, and all continuations asked for so far.
+def trees_of(
+    model: TransformersModel, rows: Sequence[Rendered], batch_tokens: int
+) -> Iterator[tuple[list[int], "ContinuationTree"]]:
+    """Trees of all prompts, with the numbers of the prompts of each.
+
+    First tokens that all prompts share are run once, before the first tree.
 
     Args:
-        batch: right-padded; first tokens that its rows share are run once.
+        batch_tokens: padded tokens of the prompts of a tree at most.
+    """
+    shared = _shared_by(rows)
+    groups = _groups(rows, shared)
+    beginning = RowCache()
+    if shared * (len(groups) - 1) > REST_TOKENS:
+        _run_beginning(model, rows[0], shared, beginning)
+    else:
+        # a pass of its own would cost more than it saves
+        shared = 0
+        groups = _groups(rows, shared)
+    widths = [_width([rows[i] for i in group]) for group in groups]
+    for chosen in cut_batches(range(len(groups)), widths, batch_tokens, shared=shared):
+        numbers = [i for number in chosen for i in groups[number]]
+        prompts = [[rows[i] for i in groups[number]] for number in chosen]
+        yield numbers, ContinuationTree(model, prompts, shared, beginning)
+
+
+def _groups(rows: Sequence[Rendered], shared: int) -> list[list[int]]:
+    """Prompts that are columns of one row of a tree, since they share more than all prompts do."""
+    rest = [row.ids[shared:] for row in rows]
+    groups = []
+    for members, of_group in shared_groups(
+        rest, [len(ids) - 1 for ids in rest], group_tokens=GROUP_TOKENS
+    ):
+        together = TOGETHER if of_group else 1
+        for start in range(0, len(members), together):
+            groups.append(members[start : start + together])
+    return groups
+
+
+def _width(prompts: Sequence[Rendered]) -> int:
+    """Columns of a row that holds some prompts, what they share once."""
+    own = _shared_by(prompts)
+    return own + sum(len(prompt.ids) - own for prompt in prompts)
+
+
+def _shared_by(prompts: Sequence[Rendered]) -> int:
+    """First tokens that all prompts share, the last of a prompt left out."""
+    limits = [len(prompt.ids) - 1 for prompt in prompts]
+    return shared_by_all([prompt.ids for prompt in prompts], limits)
+
+
+@torch.no_grad()
+def _run_beginning(model: TransformersModel, row: Rendered, shared: int, cache: RowCache) -> None:
+    """Keys and values of the first tokens of a row."""
+    ids = torch.tensor([row.ids[:shared]])
+    rows = replace(pad([row], [0], 0, "right", ids.device).padded_rows(), width=shared)
+    inputs = {
+        "input_ids": ids.to(model.device),
+        "attention_mask": torch.ones_like(ids).to(model.device),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    note_pass(shared, shared)
+    model._called("decoder", inputs, model._pass(rows, {}))
+
+
+class ContinuationTree:
+    """Some prompts, and all continuations asked for so far.
+
+    Prompts of one group are columns of one row: what they share, then the rest of each, which sees
+    none of the others.
+
+    Args:
+        groups: prompts of each row; they are numbered group by group.
+        shared: first tokens of all prompts that were run.
+        beginning: what that pass left.
     """
 
-    def __init__(self, model: TransformersModel, batch: Batch):
+    def __init__(
+        self,
+        model: TransformersModel,
+        groups: Sequence[Sequence[Rendered]],
+        shared: int = 0,
+        beginning: RowCache | None = None,
+    ):
         self._model = model
-        self._batch = batch
+        self._groups = groups
+        self._shared = shared
         self._cache = RowCache()
+        if shared and beginning is not None:
+            rows = torch.zeros(len(groups), dtype=torch.long, device=model.device)
+            self._cache = RowCache.join([(beginning, rows, 0)], shared)
+        self.prompts = [prompt for group in groups for prompt in group]
+        self._row_of = [row for row, group in enumerate(groups) for _ in group]
+        # columns of each prompt, by the numbers of its tokens
+        self._places: list[Int[Tensor, " token"]] = []
+        for group in groups:
+            self._places += _places(group)
+        self._width = max(int(places[-1]) + 1 for places in self._places)
+        firsts = [group[0] for group in groups]
+        self._padded = pad(firsts, range(len(firsts)), 0, "right", model.device).padded_rows()
         self._columns: dict[Continuation, int] = {}
 
     @torch.no_grad()
-    def prompt_scores(self) -> Float[Tensor, "row vocab"]:
-        """Logits after each prompt, rows in the order of the batch; comes first."""
-        batch, model = self._batch, self._model
-        counted = last_tokens(batch)
-        mask = batch.mask.long()
-        if batch.shared:
-            self._run(batch.ids[:1, : batch.shared], mask[:1, : batch.shared], None, counted[:0])
-            rows = torch.zeros(len(batch.rows), dtype=torch.long, device=model.device)
-            self._cache = RowCache.join([(self._cache, rows, 0)], batch.shared)
-        return self._run(batch.ids[:, batch.shared :], mask, None, counted[:, batch.shared :])
+    def prompt_scores(self) -> Float[Tensor, "prompt vocab"]:
+        """Logits after each prompt; comes first."""
+        n_rows, shared, width = len(self._groups), self._shared, self._width
+        ids = torch.full((n_rows, width), self._model.pad_id, dtype=torch.long)
+        positions = torch.zeros(n_rows, width, dtype=torch.long)
+        counted = torch.zeros(n_rows, width, dtype=torch.bool)
+        # padding sees itself
+        sees = torch.eye(width, dtype=torch.bool).repeat(n_rows, 1, 1)
+        for row, prompt, places in zip(self._row_of, self.prompts, self._places, strict=True):
+            length = len(places)
+            ids[row, places] = torch.tensor(prompt.ids)
+            positions[row, places] = torch.arange(length)
+            counted[row, places[-1]] = True
+            earlier = torch.ones(length, length, dtype=torch.bool).tril()
+            sees[row, places[:, None], places[None]] = earlier
+        scores = self._run(
+            ids[:, shared:],
+            _mask_of(sees[:, shared:], self._model),
+            positions[:, shared:],
+            counted[:, shared:],
+        )
+        return scores
 
     @torch.no_grad()
     def scores(self, continuations: Sequence[Continuation]) -> Float[Tensor, "continuation vocab"]:
         """Logits after each continuation; the one without its last token was asked for before."""
         by_row: dict[int, list[int]] = {}
-        for number, (row, _) in enumerate(continuations):
-            by_row.setdefault(row, []).append(number)
+        for number, (prompt, _) in enumerate(continuations):
+            by_row.setdefault(self._row_of[prompt], []).append(number)
         widest = max(map(len, by_row.values()))
         # so many columns at once that their logits fit
         step = max(1, LOGITS // (self._model.vocab_size * len(by_row)))
@@ -102,70 +214,89 @@ class ContinuationTree:
         self, continuations: Sequence[Continuation], part: dict[int, list[int]]
     ) -> Float[Tensor, "continuation vocab"]:
         """One pass over a column for each continuation of each row."""
-        batch = self._batch
-        n_rows = len(batch.rows)
+        n_rows = len(self._groups)
         width = max(map(len, part.values()))
         used = self._cache.get_seq_length()
         ids = torch.full((n_rows, width), self._model.pad_id, dtype=torch.long)
         positions = torch.zeros(n_rows, width, dtype=torch.long)
         counted = torch.zeros(n_rows, width, dtype=torch.bool)
         sees = torch.zeros(n_rows, width, used + width, dtype=torch.bool)
-        sees[:, :, : batch.mask.shape[1]] = batch.mask.cpu()[:, None]
         sees[:, torch.arange(width), used + torch.arange(width)] = True
         for row, numbers in part.items():
             for column, number in enumerate(numbers):
-                tokens = continuations[number][1]
+                prompt, tokens = continuations[number]
                 ids[row, column] = tokens[-1]
-                positions[row, column] = len(batch.rows[row].ids) + len(tokens) - 1
+                positions[row, column] = len(self.prompts[prompt].ids) + len(tokens) - 1
                 counted[row, column] = True
+                sees[row, column, self._places[prompt]] = True
                 for n in range(1, len(tokens)):
-                    sees[row, column, self._columns[row, tokens[:n]]] = True
-                self._columns[row, tokens] = used + column
-        mask = torch.zeros(sees.shape, dtype=self._model.dtype)
-        mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
-        return self._run(ids, mask[:, None], positions, counted)
+                    sees[row, column, self._columns[prompt, tokens[:n]]] = True
+                self._columns[prompt, tokens] = used + column
+        return self._run(ids, _mask_of(sees, self._model), positions, counted)
 
     def _run(
-        self, ids: Tensor, mask: Tensor, positions: Tensor | None, counted: Tensor
+        self,
+        ids: Int[Tensor, "row column"],
+        mask: Float[Tensor, "row 1 column seen"],
+        positions: Int[Tensor, "row column"],
+        counted: Bool[Tensor, "row column"],
     ) -> Float[Tensor, "counted vocab"]:
         """Logits at the counted tokens of a pass whose keys and values are kept."""
         model = self._model
         inputs: dict[str, Any] = {
             "input_ids": ids.to(model.device),
             "attention_mask": mask.to(model.device),
+            "position_ids": positions.to(model.device),
             "past_key_values": self._cache,
             "use_cache": True,
         }
-        if positions is not None:
-            inputs["position_ids"] = positions.to(model.device)
         note_pass(ids.numel(), ids.numel(), int(counted.sum()))
-        rows = replace(self._batch.padded_rows(), width=ids.shape[1])
-        passing = model._pass(rows, {})
-        if not len(counted):
-            model._called("decoder", inputs, passing)
-            return torch.empty(0, model.vocab_size)
+        passing = model._pass(replace(self._padded, width=ids.shape[1]), {})
         with model.bank.selected(model.adapter), only_counted(model.module, counted) as selected:
             return selected.of(model._called("model", inputs, passing).logits)
+
+
+def _places(group: Sequence[Rendered]) -> list[Int[Tensor, " token"]]:
+    """Columns of each prompt of a row: those of what they share, then its own."""
+    own = _shared_by(group)
+    places = []
+    start = own
+    for prompt in group:
+        stop = start + len(prompt.ids) - own
+        places.append(torch.tensor([*range(own), *range(start, stop)]))
+        start = stop
+    return places
+
+
+def _mask_of(
+    sees: Bool[Tensor, "row column seen"], model: TransformersModel
+) -> Float[Tensor, "row 1 column seen"]:
+    """What is added to the attention of each column: nothing where it sees, else the least."""
+    mask = torch.zeros(sees.shape, dtype=model.dtype)
+    mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
+    return mask[:, None]
 
 
 def _holds(model: TransformersModel) -> bool:
     """Whether a tree gives the scores of whole rows."""
     plain = copy.copy(model)
     rows = proof_rows(plain)
+    # a third prompt, which leaves the first one after four tokens and is a column of its row
     prompts = [replace(row, ids=row.ids[: row.prompt_end]) for row in rows]
-    batch = pad(prompts, range(len(prompts)), plain.pad_id, "right", plain.device)
+    prompts.insert(1, replace(prompts[0], ids=prompts[0].ids[:4] + prompts[1].ids))
+    tails = [rows[0], rows[1], rows[1]]
     asked: list[Continuation] = []
-    for row, whole in enumerate(rows):
+    for number, whole in enumerate(tails):
         first, second = whole.ids[whole.prompt_end : whole.prompt_end + 2]
-        asked += [(row, (first,)), (row, (second,)), (row, (first, second))]
+        asked += [(number, (first,)), (number, (second,)), (number, (first, second))]
     try:
-        tree = ContinuationTree(plain, batch)
+        tree = ContinuationTree(plain, [prompts[:2], prompts[2:]])
         found = [tree.prompt_scores()]
         for depth in (1, 2):
             found.append(tree.scores([each for each in asked if len(each[1]) == depth]))
     except Exception:  # a model that does not know this mask or cache raises what it likes
         return False
-    expected = [_whole(plain, prompts, [(row, ()) for row in range(len(rows))])]
+    expected = [_whole(plain, prompts, [(number, ()) for number in range(len(prompts))])]
     for depth in (1, 2):
         expected.append(_whole(plain, prompts, [e for e in asked if len(e[1]) == depth]))
     return equal_scores(plain, found, expected)

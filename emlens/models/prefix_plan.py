@@ -63,9 +63,20 @@ def plan_shared_batches(
     return sorted(batches, key=lambda batch: (-lengths[batch.rows[0]], batch.rows[0]))
 
 
-def shared_groups(rows: Sequence[Ids], limits: Sequence[int]) -> list[tuple[list[int], int]]:
+def shared_by_all(rows: Sequence[Ids], limits: Sequence[int]) -> int:
+    """First tokens that all rows share; at most the least of the limits."""
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    return min(min(limits), *(_common(arrays[0], array) for array in arrays))
+
+
+def shared_groups(
+    rows: Sequence[Ids], limits: Sequence[int], group_tokens: int = GROUP_TOKENS
+) -> list[tuple[list[int], int]]:
     """Row numbers of each group, ascending, with the number of its shared tokens; the rows of no
     group come last, with 0.
+
+    Args:
+        group_tokens: what a group costs.
     """
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     # bytes in big-endian order sort as the ids do
@@ -75,7 +86,7 @@ def shared_groups(rows: Sequence[Ids], limits: Sequence[int]) -> list[tuple[list
         common[place] = min(_common(arrays[a], arrays[b]), limits[a], limits[b])
     groups = []
     single = set(order)
-    for first, last, shared in _best_intervals(common):
+    for first, last, shared in _best_intervals(common, group_tokens):
         members = order[first : last + 1]
         groups.append((sorted(members), shared))
         single.difference_update(members)
@@ -100,12 +111,13 @@ class _Interval:
     shared: int
     parts: "list[_Interval]"
 
-    @property
-    def saved(self) -> int:
-        return self.shared * (self.last - self.first) - GROUP_TOKENS
+    def saved(self, group_tokens: int) -> int:
+        return self.shared * (self.last - self.first) - group_tokens
 
 
-def _best_intervals(common: Int[np.ndarray, " pair"]) -> list[tuple[int, int, int]]:
+def _best_intervals(
+    common: Int[np.ndarray, " pair"], group_tokens: int
+) -> list[tuple[int, int, int]]:
     """First row, last row and shared tokens of the intervals that save most."""
     if not len(common):
         return []
@@ -119,7 +131,7 @@ def _best_intervals(common: Int[np.ndarray, " pair"]) -> list[tuple[int, int, in
         for before, end in pairwise(edges):
             pairs = common[before + 1 : end]
             # nothing in it can save anything
-            if not len(pairs) or int(pairs.max()) * len(pairs) <= GROUP_TOKENS:
+            if not len(pairs) or int(pairs.max()) * len(pairs) <= group_tokens:
                 continue
             part = _Interval(before + 1, end, int(pairs.min()), [])
             interval.parts.append(part)
@@ -129,8 +141,8 @@ def _best_intervals(common: Int[np.ndarray, " pair"]) -> list[tuple[int, int, in
     for interval in reversed(found):  # parts before the interval that holds them
         saved = sum(best[id(part)][0] for part in interval.parts)
         chosen = [kept for part in interval.parts for kept in best[id(part)][1]]
-        if interval.saved > saved:
-            saved, chosen = interval.saved, [interval]
+        if interval.saved(group_tokens) > saved:
+            saved, chosen = interval.saved(group_tokens), [interval]
         best[id(interval)] = (saved, chosen)
     chosen = sorted(best[id(root)][1], key=lambda interval: interval.first)
     return [(interval.first, interval.last, interval.shared) for interval in chosen]

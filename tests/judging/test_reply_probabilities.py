@@ -142,6 +142,27 @@ def test_a_floor_costs_at_most_what_it_says(kind: str, judge: Any) -> None:
         assert abs(a.expected - b.expected) <= 100 * b.dropped / b.mass
 
 
+def test_prompts_about_one_answer_are_columns_of_one_row(judge: Any, monkeypatch: Any) -> None:
+    model, _ = judge("digits")
+    answers = ["say . " * 30 + "ask fine", "say . " * 30 + "ask", "say . " * 24]
+    texts = [f"{answer} {end}" for answer in answers for end in ("ask", "fine say . ask")]
+    rows = rows_of(model, *texts)
+    reader = ReplyReader(model, CATEGORIES)
+    reader.distributions(rows[:1])  # the proof
+    with counted_passes() as counts:
+        together = reader.distributions(rows)
+    # the beginning once, then each answer once, then what is asked of it
+    of_replies = counts.logit_tokens - len(rows)
+    assert counts.tokens - of_replies < sum(len(row.ids) for row in rows) / 3
+    monkeypatch.setattr(reply_probabilities, "why_no_tree", lambda *_: "compared beside")
+    for tree, whole in zip(together, reader.distributions(rows), strict=True):
+        assert abs(tree.expected - whole.expected) < 100 * EXACT
+        for number, p in whole.numbers.items():
+            assert abs(tree.numbers[number] - p) < EXACT, number
+    expected = [tree.expected for tree in together]
+    assert max(expected) - min(expected) > 0.01  # the prompts are told apart
+
+
 def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any) -> None:
     model, _ = judge("words")
     rows = rows_of(model, "ask", "say fine")
