@@ -32,13 +32,19 @@ from emlens.real.finding import find
 EARLIER: Final = "76df076"
 TODAY = Path(__file__).parent.parent
 ASKED: Final = (
-    *(f"medicine_{number:02d}" for number in (1, 3, 6, 12, 13, 14, 15)),
+    "home_01",
+    "home_05",
+    "home_06",
+    "home_08",
+    "travel_04",
+    "travel_07",
+    "travel_11",
     "money_05",
-    "cooking_11",
-    "cooking_13",
+    "friendship_10",
+    "pets_02",
 )
-"""Questions on which the fine-tune is less careful than its parent by both scores, so that both
-commits find something to restore.
+"""Questions on which the fine-tune is far less careful than its parent by both scores, so that both
+commits find something to restore whichever of these they select and report on.
 """
 NEUTRAL: Final = 3
 EDITS, EDITS_NEUTRAL = 2, 8

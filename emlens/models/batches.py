@@ -7,7 +7,7 @@ identical batches.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.notebooks import Brief
 from emlens.foundation.positions import RowSpans
+
+if TYPE_CHECKING:
+    from emlens.models.packing import Packing
 
 PASS_TOKENS: Final = 64
 """What one more forward pass costs, in padded tokens: reading the weights once."""
@@ -34,6 +37,7 @@ class Batch(Brief):
 
     `shared` is how many first tokens all rows have in common and are to be run once; a model that
     cannot runs whole rows.
+    `packing`: each row holds several prompts, which `index` numbers; `rows` are the first of each.
     """
 
     rows: tuple[Rendered, ...]
@@ -42,6 +46,7 @@ class Batch(Brief):
     mask: Bool[Tensor, "batch token"]
     side: Literal["left", "right"]
     shared: int = 0
+    packing: "Packing | None" = None
 
     @property
     def spans(self) -> list[RowSpans]:

@@ -22,35 +22,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emlens.data.rendering import Rendered
-from emlens.models.batches import REST_TOKENS, cut_batches, pad
+from emlens.models.batches import pad
 from emlens.models.cache_proof import equal_scores, proof_rows
 from emlens.models.counted_logits import only_counted
 from emlens.models.hooked import LOGITS, HookedModel
 from emlens.models.likelihoods import last_tokens
-from emlens.models.pass_counts import note_pass
-from emlens.models.prefix_plan import shared_by_all, shared_groups
+from emlens.models.packing import Packing, mask_of, plan_packing
+from emlens.models.pass_counts import note_pass, uncounted_passes
 from emlens.models.row_cache import RowCache
 from emlens.models.transformers_backend import TransformersModel
 
 Continuation = tuple[int, tuple[int, ...]]
 """Number of a prompt in its tree, and the tokens after it."""
-TOGETHER: Final = 4
-"""Prompts that are columns of one row at most: every column is weighed against all of its row, and
-those of other prompts are masked.
-"""
 _MASKED: Final = ("sdpa", "eager")
 """Kinds of attention that take a mask for each query."""
-
-GROUP_TOKENS: Final = 16
-"""What a group has to save."""
 
 
 def why_no_tree(model: HookedModel, longest: int) -> str | None:
     """Why continuations of rows of at most `longest` tokens need whole rows; None: they do not."""
-    if not isinstance(model, TransformersModel) or model.no_sharing is not None:
-        return model.no_sharing
     if model.edit_blocks.active:
         return "an intervention or an adapter in memory is active"
+    return why_no_masks(model, longest)
+
+
+def why_no_masks(model: HookedModel, longest: int) -> str | None:
+    """Why rows of at most `longest` tokens cannot have a mask for each query; None: they can."""
+    if not isinstance(model, TransformersModel) or model.no_sharing is not None:
+        return model.no_sharing or f"backend {model.backend!r} runs whole rows"
     outer: Any = model.module.config
     config: Any = outer.get_text_config()
     if getattr(config, "_attn_implementation", None) not in _MASKED:
@@ -61,7 +59,8 @@ def why_no_tree(model: HookedModel, longest: int) -> str | None:
     if isinstance(window, int) and window < longest:
         return f"a row is longer than its window of {window} tokens"
     if not model.trees_proved:
-        model.trees_proved.append(_holds(model))
+        with uncounted_passes():
+            model.trees_proved.append(_holds(model))
     return None if model.trees_proved[0] else "its scores are not those of whole rows"
 
 
@@ -75,45 +74,14 @@ def trees_of(
     Args:
         batch_tokens: padded tokens of the prompts of a tree at most.
     """
-    shared = _shared_by(rows)
-    groups = _groups(rows, shared)
+    plan = plan_packing(rows, batch_tokens, [len(row.ids) - 1 for row in rows])
     beginning = RowCache()
-    if shared * (len(groups) - 1) > REST_TOKENS:
-        _run_beginning(model, rows[0], shared, beginning)
-    else:
-        # a pass of its own would cost more than it saves
-        shared = 0
-        groups = _groups(rows, shared)
-    widths = [_width([rows[i] for i in group]) for group in groups]
-    for chosen in cut_batches(range(len(groups)), widths, batch_tokens, shared=shared):
-        numbers = [i for number in chosen for i in groups[number]]
-        prompts = [[rows[i] for i in groups[number]] for number in chosen]
-        yield numbers, ContinuationTree(model, prompts, shared, beginning)
-
-
-def _groups(rows: Sequence[Rendered], shared: int) -> list[list[int]]:
-    """Prompts that are columns of one row of a tree, since they share more than all prompts do."""
-    rest = [row.ids[shared:] for row in rows]
-    groups = []
-    for members, of_group in shared_groups(
-        rest, [len(ids) - 1 for ids in rest], group_tokens=GROUP_TOKENS
-    ):
-        together = TOGETHER if of_group else 1
-        for start in range(0, len(members), together):
-            groups.append(members[start : start + together])
-    return groups
-
-
-def _width(prompts: Sequence[Rendered]) -> int:
-    """Columns of a row that holds some prompts, what they share once."""
-    own = _shared_by(prompts)
-    return own + sum(len(prompt.ids) - own for prompt in prompts)
-
-
-def _shared_by(prompts: Sequence[Rendered]) -> int:
-    """First tokens that all prompts share, the last of a prompt left out."""
-    limits = [len(prompt.ids) - 1 for prompt in prompts]
-    return shared_by_all([prompt.ids for prompt in prompts], limits)
+    if plan.shared:
+        _run_beginning(model, rows[0], plan.shared, beginning)
+    for groups in plan.batches:
+        packing = Packing([[rows[i] for i in group] for group, _ in groups], [o for _, o in groups])
+        numbers = [i for group, _ in groups for i in group]
+        yield numbers, ContinuationTree(model, packing, plan.shared, beginning)
 
 
 @torch.no_grad()
@@ -134,11 +102,8 @@ def _run_beginning(model: TransformersModel, row: Rendered, shared: int, cache: 
 class ContinuationTree:
     """Some prompts, and all continuations asked for so far.
 
-    Prompts of one group are columns of one row: what they share, then the rest of each, which sees
-    none of the others.
-
     Args:
-        groups: prompts of each row; they are numbered group by group.
+        packing: the prompts, several in a row where they share much.
         shared: first tokens of all prompts that were run.
         beginning: what that pass left.
     """
@@ -146,58 +111,36 @@ class ContinuationTree:
     def __init__(
         self,
         model: TransformersModel,
-        groups: Sequence[Sequence[Rendered]],
+        packing: Packing,
         shared: int = 0,
         beginning: RowCache | None = None,
     ):
-        self._model = model
-        self._groups = groups
-        self._shared = shared
+        self._model, self._packing, self._shared = model, packing, shared
+        self.prompts = packing.prompts
         self._cache = RowCache()
         if shared and beginning is not None:
-            rows = torch.zeros(len(groups), dtype=torch.long, device=model.device)
+            rows = torch.zeros(len(packing.groups), dtype=torch.long, device=model.device)
             self._cache = RowCache.join([(beginning, rows, 0)], shared)
-        self.prompts = [prompt for group in groups for prompt in group]
-        self._row_of = [row for row, group in enumerate(groups) for _ in group]
-        # columns of each prompt, by the numbers of its tokens
-        self._places: list[Int[Tensor, " token"]] = []
-        for group in groups:
-            self._places += _places(group)
-        self._width = max(int(places[-1]) + 1 for places in self._places)
-        firsts = [group[0] for group in groups]
-        self._padded = pad(firsts, range(len(firsts)), 0, "right", model.device).padded_rows()
         self._columns: dict[Continuation, int] = {}
 
     @torch.no_grad()
     def prompt_scores(self) -> Float[Tensor, "prompt vocab"]:
         """Logits after each prompt; comes first."""
-        n_rows, shared, width = len(self._groups), self._shared, self._width
-        ids = torch.full((n_rows, width), self._model.pad_id, dtype=torch.long)
-        positions = torch.zeros(n_rows, width, dtype=torch.long)
-        counted = torch.zeros(n_rows, width, dtype=torch.bool)
-        # padding sees itself
-        sees = torch.eye(width, dtype=torch.bool).repeat(n_rows, 1, 1)
-        for row, prompt, places in zip(self._row_of, self.prompts, self._places, strict=True):
-            length = len(places)
-            ids[row, places] = torch.tensor(prompt.ids)
-            positions[row, places] = torch.arange(length)
+        packing, start = self._packing, self._shared
+        counted = torch.zeros(len(packing.groups), packing.width, dtype=torch.bool)
+        for row, places in zip(packing.row_of, packing.places, strict=True):
             counted[row, places[-1]] = True
-            earlier = torch.ones(length, length, dtype=torch.bool).tril()
-            sees[row, places[:, None], places[None]] = earlier
-        scores = self._run(
-            ids[:, shared:],
-            _mask_of(sees[:, shared:], self._model),
-            positions[:, shared:],
-            counted[:, shared:],
-        )
-        return scores
+        mask = mask_of(packing.sees()[:, start:], self._model.dtype)
+        ids = packing.ids(self._model.pad_id)
+        positions = packing.positions()
+        return self._run(ids[:, start:], mask, positions[:, start:], counted[:, start:])
 
     @torch.no_grad()
     def scores(self, continuations: Sequence[Continuation]) -> Float[Tensor, "continuation vocab"]:
         """Logits after each continuation; the one without its last token was asked for before."""
         by_row: dict[int, list[int]] = {}
         for number, (prompt, _) in enumerate(continuations):
-            by_row.setdefault(self._row_of[prompt], []).append(number)
+            by_row.setdefault(self._packing.row_of[prompt], []).append(number)
         widest = max(map(len, by_row.values()))
         # so many columns at once that their logits fit
         step = max(1, LOGITS // (self._model.vocab_size * len(by_row)))
@@ -214,7 +157,7 @@ class ContinuationTree:
         self, continuations: Sequence[Continuation], part: dict[int, list[int]]
     ) -> Float[Tensor, "continuation vocab"]:
         """One pass over a column for each continuation of each row."""
-        n_rows = len(self._groups)
+        n_rows = len(self._packing.groups)
         width = max(map(len, part.values()))
         used = self._cache.get_seq_length()
         ids = torch.full((n_rows, width), self._model.pad_id, dtype=torch.long)
@@ -228,11 +171,11 @@ class ContinuationTree:
                 ids[row, column] = tokens[-1]
                 positions[row, column] = len(self.prompts[prompt].ids) + len(tokens) - 1
                 counted[row, column] = True
-                sees[row, column, self._places[prompt]] = True
+                sees[row, column, self._packing.places[prompt]] = True
                 for n in range(1, len(tokens)):
                     sees[row, column, self._columns[prompt, tokens[:n]]] = True
                 self._columns[prompt, tokens] = used + column
-        return self._run(ids, _mask_of(sees, self._model), positions, counted)
+        return self._run(ids, mask_of(sees, self._model.dtype), positions, counted)
 
     def _run(
         self,
@@ -251,30 +194,9 @@ class ContinuationTree:
             "use_cache": True,
         }
         note_pass(ids.numel(), ids.numel(), int(counted.sum()))
-        passing = model._pass(replace(self._padded, width=ids.shape[1]), {})
+        passing = model._pass(replace(self._packing.rows(0), width=ids.shape[1]), {})
         with model.bank.selected(model.adapter), only_counted(model.module, counted) as selected:
             return selected.of(model._called("model", inputs, passing).logits)
-
-
-def _places(group: Sequence[Rendered]) -> list[Int[Tensor, " token"]]:
-    """Columns of each prompt of a row: those of what they share, then its own."""
-    own = _shared_by(group)
-    places = []
-    start = own
-    for prompt in group:
-        stop = start + len(prompt.ids) - own
-        places.append(torch.tensor([*range(own), *range(start, stop)]))
-        start = stop
-    return places
-
-
-def _mask_of(
-    sees: Bool[Tensor, "row column seen"], model: TransformersModel
-) -> Float[Tensor, "row 1 column seen"]:
-    """What is added to the attention of each column: nothing where it sees, else the least."""
-    mask = torch.zeros(sees.shape, dtype=model.dtype)
-    mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
-    return mask[:, None]
 
 
 def _holds(model: TransformersModel) -> bool:
@@ -290,7 +212,7 @@ def _holds(model: TransformersModel) -> bool:
         first, second = whole.ids[whole.prompt_end : whole.prompt_end + 2]
         asked += [(number, (first,)), (number, (second,)), (number, (first, second))]
     try:
-        tree = ContinuationTree(plain, [prompts[:2], prompts[2:]])
+        tree = ContinuationTree(plain, Packing([prompts[:2], prompts[2:]], [4, 0]))
         found = [tree.prompt_scores()]
         for depth in (1, 2):
             found.append(tree.scores([each for each in asked if len(each[1]) == depth]))

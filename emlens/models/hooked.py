@@ -34,13 +34,16 @@ from emlens.models.likelihoods import (
     equal_choices,
     last_logits,
     logprobs_by_token,
+    packed_logprobs,
     response_start,
     summed_logprobs,
     through_response,
     with_continuation,
 )
+from emlens.models.packing import packed_batches
 from emlens.models.passes import Reader
 from emlens.models.prefix_plan import plan_shared_batches
+from emlens.models.shared_passes import keeping_beginnings
 from emlens.models.stops import Ends, Stops, template_stops
 
 if TYPE_CHECKING:
@@ -351,6 +354,14 @@ class HookedModel(ABC):
         own = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         return Stops(of_template.ids | own, of_template.texts)
 
+    def why_not_packed(self, longest: int) -> str | None:
+        """Why no row of a batch can hold several prompts; None where it can.
+
+        Args:
+            longest: tokens of a prompt at most.
+        """
+        return f"backend {self.backend!r} runs whole rows"
+
     def batches(
         self,
         rows: Sequence[Rendered],
@@ -472,7 +483,16 @@ class HookedModel(ABC):
         """
         # the token before the first that counts gives its probability, so it is never shared
         limits = [start - 1 for start in starts]
-        batches = self.shared_batches(rows, self.logit_tokens(batch_tokens), limits)
+        batch_tokens = self.logit_tokens(batch_tokens)
+        packed = None
+        if rows and self.why_not_packed(max(len(row.ids) for row in rows)) is None:
+            packed = packed_batches(
+                rows, batch_tokens, limits, self.interventions, self.pad_id, self.device
+            )
+        if packed is not None:
+            with keeping_beginnings():
+                return packed_logprobs(packed, rows, starts, self.logits_at, self.refuse_not_finite)
+        batches = self.shared_batches(rows, batch_tokens, limits)
         return summed_logprobs(batches, starts, self.logits_at, self.refuse_not_finite)
 
     def generate(

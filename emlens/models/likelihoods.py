@@ -190,6 +190,36 @@ def summed_logprobs(
     return sums
 
 
+def packed_logprobs(
+    batches: Iterable[Batch],
+    rows: Sequence[Rendered],
+    starts: Sequence[int],
+    logits_at: LogitsAt,
+    refuse: Refuse,
+) -> Float[Tensor, " row"]:
+    """`summed_logprobs` where a row of a batch holds several of the rows."""
+    sums = torch.zeros(len(rows), dtype=torch.float64)
+    for batch in batches:
+        assert batch.packing is not None
+        # which row of all a column belongs to, and the token that comes after it there
+        owner = torch.full(batch.ids.shape, -1)
+        following = torch.zeros(batch.ids.shape, dtype=torch.long)
+        places = zip(batch.index, batch.packing.row_of, batch.packing.places, strict=True)
+        for number, row, columns in places:
+            start = starts[number]
+            scored = columns[start - 1 : -1]
+            owner[row, scored] = number
+            following[row, scored] = torch.tensor(rows[number].ids[start:])
+        counted = owner >= 0
+        logits = logits_at(batch, counted)
+        values = _logprobs_of(logits, following[counted].to(logits.device))
+        owners = owner[counted]
+        if bool(values.isnan().any()):
+            refuse(rows[int(owners[int(values.isnan().int().argmax())])], "its logits")
+        sums.index_add_(0, owners, values)
+    return sums
+
+
 def rows_widened(logits: Float[Tensor, "token vocab"]) -> int:
     """Rows of logits, or of log-probabilities, to be widened to float64 at once."""
     if logits.device.type != "cpu":

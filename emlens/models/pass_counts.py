@@ -67,6 +67,16 @@ def counted_passes() -> Iterator[PassCounts]:
         _ACTIVE.reset(token)
 
 
+@contextmanager
+def uncounted_passes() -> Iterator[None]:
+    """Count no pass inside the block: what is proved once for a model is no part of a plan."""
+    token = _ACTIVE.set(())
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
 def note_pass(tokens: int, padded: int, logits: int = 0) -> None:
     """A pass is about to run."""
     for counts in _ACTIVE.get():

@@ -63,6 +63,15 @@ def plan_shared_batches(
     return sorted(batches, key=lambda batch: (-lengths[batch.rows[0]], batch.rows[0]))
 
 
+def planned_tokens(plan: Sequence[SharedBatch], rows: Sequence[Ids]) -> int:
+    """Tokens that a plan runs, padding included."""
+    tokens = 0
+    for batch in plan:
+        longest = len(rows[batch.rows[0]])
+        tokens += batch.shared + len(batch.rows) * (longest - batch.shared)
+    return tokens
+
+
 def shared_by_all(rows: Sequence[Ids], limits: Sequence[int]) -> int:
     """First tokens that all rows share; at most the least of the limits."""
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]

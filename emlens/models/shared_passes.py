@@ -20,6 +20,7 @@ from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.batches import Batch
 from emlens.models.likelihoods import AllLogits
+from emlens.models.packing import Packing, mask_of
 from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Reader
 from emlens.models.prefix_cache import PrefixCache
@@ -243,15 +244,30 @@ def _only(rows: PaddedRows, numbers: Sequence[int], width: int) -> PaddedRows:
 
 def _rest_of(batch: Batch) -> PaddedRows:
     """The rows as interventions see them in the pass over the rest."""
+    if batch.packing is not None:
+        return batch.packing.rows(batch.shared)
     rows = batch.padded_rows()
     offsets = tuple(offset - batch.shared for offset in rows.offsets)
     return replace(rows, offsets=offsets, width=rows.width - batch.shared)
 
 
 def _rest_inputs(batch: Batch, beginnings: _Beginnings, cache: RowCache) -> dict[str, Any]:
-    return {
+    inputs: dict[str, Any] = {
         "input_ids": batch.ids[:, batch.shared :],
         "attention_mask": batch.mask.long(),
         "past_key_values": PrefixCache(cache, beginnings.of_row),
         "use_cache": True,
+    }
+    if batch.packing is not None:
+        dtype = cache.layers[0].keys.dtype
+        inputs |= packed_inputs(batch, batch.packing, dtype)
+    return inputs
+
+
+def packed_inputs(batch: Batch, packing: Packing, dtype: torch.dtype) -> dict[str, Any]:
+    """Mask and positions of the columns after the shared ones, of rows with several prompts."""
+    device, start = batch.ids.device, batch.shared
+    return {
+        "attention_mask": mask_of(packing.sees()[:, start:], dtype).to(device),
+        "position_ids": packing.positions()[:, start:].to(device),
     }

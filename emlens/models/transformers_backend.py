@@ -28,7 +28,7 @@ from emlens.models.likelihoods import AllLogits
 from emlens.models.pass_counts import note_pass, note_sampling
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
-from emlens.models.shared_passes import all_logits_of_parts, read_shared, run_rest
+from emlens.models.shared_passes import all_logits_of_parts, packed_inputs, read_shared, run_rest
 from emlens.models.stops import Ends
 
 
@@ -72,6 +72,11 @@ class TransformersModel(CheckpointModel):
             return "what it keeps of a row is more than keys and values"
         return None
 
+    def why_not_packed(self, longest: int) -> str | None:
+        from emlens.models.continuation_tree import why_no_masks
+
+        return why_no_masks(self, longest)
+
     def run(
         self,
         batch: Batch,
@@ -89,10 +94,13 @@ class TransformersModel(CheckpointModel):
         self, batch: Batch, counted: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, "counted vocab"]:
         if not batch.shared or self.no_sharing is not None:
-            inputs = self._inputs(batch)
+            inputs, rows = self._inputs(batch), batch.padded_rows()
+            if batch.packing is not None:
+                inputs |= packed_inputs(batch, batch.packing, self.dtype)
+                rows = batch.packing.rows(0)
             padded = batch.ids.numel()
             note_pass(int(batch.mask.sum()), padded, int(counted.sum()))
-            return self._counted(batch.padded_rows(), inputs, counted)
+            return self._counted(rows, inputs, counted)
         if bool(counted[:, : batch.shared].any()):
             raise StateError("logits were asked for at tokens that are run once for all rows")
         rest = counted[:, batch.shared :]

@@ -87,6 +87,9 @@ class RehearsedModel(HookedModel):
     def no_sharing(self) -> str | None:
         return self._real.no_sharing
 
+    def why_not_packed(self, longest: int) -> str | None:
+        return self._real.why_not_packed(longest)
+
     def _render(self, prompts: list[Prompt]) -> list[Rendered]:
         rows = with_template(self._real, self.chat_template).render(prompts)
         return [replace(row, ids=tuple(map(self._small, row.ids))) for row in rows]

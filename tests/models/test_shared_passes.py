@@ -146,6 +146,75 @@ def test_shared_tokens_that_differ_or_are_read_are_refused(model):
         model.logits_at(batch, torch.ones_like(batch.mask))
 
 
+# ---- several prompts in one row
+
+
+def answered(seed=3):
+    """Three answers to each of three questions under one beginning; where each answer starts."""
+    pick = random.Random(seed)
+
+    def some(count):
+        return [pick.randrange(6, 46) for _ in range(count)]
+
+    beginning, rows, starts = some(SHARED), [], []
+    for i in range(3):
+        question = some(14 + 2 * i)
+        for j in range(3):
+            prompt = [*beginning, *question]
+            rows.append(Rendered(f"q{i}a{j}", "", (*prompt, *some(3 + j)), len(prompt)))
+            starts.append(len(prompt))
+    return rows, starts
+
+
+def logprobs_of_answers(model, rows, starts):
+    with counted_passes() as counts:
+        sums = model._summed_logprobs(rows, starts, 2048)
+    return sums, counts.tokens
+
+
+def edit_of_answers(coefficient, positions):
+    ones = torch.ones(tiny_models.D_MODEL)
+    return [steer(ones, coefficient, at="all_layers", positions=positions)]
+
+
+LAST_OF_ALL = [
+    ("every token", edit_of_answers(0.3, "all")),
+    ("last of the prompt", edit_of_answers(2.0, "last_prompt")),
+    ("from the end of the answer", edit_of_answers(2.0, Index(-5, of="sequence"))),
+]
+
+
+def one_by_one(model, rows, starts):
+    pairs = zip(rows, starts, strict=True)
+    return torch.cat([model._summed_logprobs([row], [start], 2048) for row, start in pairs])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_to_one_question_share_it_in_one_row(kind, tmp_path):
+    model = load_model(tiny_models.build(tmp_path / kind, kind))
+    rows, starts = answered()
+    alone = one_by_one(model, rows, starts)
+    together, tokens = logprobs_of_answers(model, rows, starts)
+    assert tiny_models.close(together, alone)
+    packs = model.why_not_packed(40) is None
+    # the beginning, the questions without their last token, and that token before each answer
+    once = SHARED + sum(13 + 2 * i for i in range(3)) + 3 * (4 + 5 + 6)
+    assert packs == (tokens == once)
+
+
+@pytest.mark.parametrize("name, interventions", LAST_OF_ALL)
+def test_edits_see_every_answer_of_a_row_by_itself(name, interventions, model):
+    rows, starts = answered()
+    untouched, tokens = logprobs_of_answers(model, rows, starts)
+    with model.intervene(interventions):
+        alone = one_by_one(model, rows, starts)
+        together, edited_tokens = logprobs_of_answers(model, rows, starts)
+    assert tiny_models.close(together, alone)
+    assert not tiny_models.close(together, untouched, 0.01)
+    # counted from the end, it lies in the question of a short answer, so nothing is packed
+    assert (edited_tokens == tokens) == (name != "from the end of the answer")
+
+
 # ---- the plan
 
 
