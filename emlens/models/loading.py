@@ -27,6 +27,7 @@ from emlens.models.configuration_fit import (
 )
 from emlens.models.finite import require_finite_weights
 from emlens.models.hooked import HookedModel
+from emlens.models.hub_reach import check_hub_has
 from emlens.models.library_output import escaped_output
 from emlens.models.quantizing import quantization_of
 
@@ -157,6 +158,8 @@ def _load(
     """The tokenizer and the module, every weight from the checkpoint."""
     from transformers import AutoModelForCausalLM
 
+    if local is None:
+        check_hub_has(source, revision)
     hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with escaped_output(), _quiet():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -11,6 +12,7 @@ from emlens.data import PromptSet
 from emlens.foundation import InputError, LoadError
 from emlens.models import load_family, load_model
 from emlens.models.checkpoint_files import hash_weights
+from emlens.models.hub_reach import check_hub_has
 
 
 def test_what_is_loaded_is_what_lies_on_disk(files):
@@ -96,8 +98,49 @@ def test_paths_that_are_no_model(files, tmp_path):
         LoadError, match=r"holds no config\.json; pass a directory saved by save_pretrained"
     ):
         load_model(tmp_path)
-    with pytest.raises(LoadError, match="org/name: could not be loaded as a causal language model"):
+    with pytest.raises(
+        LoadError, match="org/name: no such directory here, and it cannot be had from the hub"
+    ):
         load_model("org/name")
+
+
+class _HubError(Exception):
+    def __init__(self, status: int):
+        super().__init__(f"the hub answered {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [(OSError("no route"), True), (_HubError(404), True), (_HubError(503), False)],
+)
+def test_the_hub_is_asked_once_before_loading(monkeypatch, answer, refused):
+    import huggingface_hub
+
+    asked = []
+
+    def metadata(url):
+        asked.append(url)
+        raise answer
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    if refused:
+        with pytest.raises(LoadError, match="no such directory here"):
+            check_hub_has("models/nowhere", "v1")
+    else:
+        check_hub_has("models/nowhere", "v1")
+    assert len(asked) == 1
+    assert asked[0].endswith("/models/nowhere/resolve/v1/config.json")
+
+
+def test_a_model_in_the_cache_of_the_hub_is_not_asked_for(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json")
+    )
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", None)  # a call would fail
+    check_hub_has("org/name", None)
 
 
 def test_damaged_checkpoints(files, tmp_path):
