@@ -30,6 +30,7 @@ NAMES = (
     "real_forecasts",
     "real_screening",
     "real_guard",
+    "real_over_seeds",
     "real_studies",
     "real_demo",
     "study_plan",

@@ -77,14 +77,15 @@ class Case:
     """One study, and what it is asked beside `SMALL`.
 
     Args:
-        kinds: of medicine members. changes: fields of the configuration. domains, per_domain: of
-            the questions. training_rows: the first training chats that are read; None: all.
+        kinds, seeds: of medicine members. changes: fields of the configuration.
+        domains, per_domain: of the questions. training_rows: the first training chats that are
+            read; None: all.
     """
 
     study: str
     kinds: Sequence[Kind]
     changes: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seeds: Sequence[int] = (0,)
     domains: Sequence[str] = DOMAINS
     per_domain: int = 1
     training_rows: int | None = None
@@ -106,12 +107,12 @@ class Places:
 
 
 def cases(places: Places) -> dict[str, Case]:
-    """Every study of one part but `synthesis`, which sums up the parts of `full`."""
+    """Every study of one part but `synthesis`, which sums up the parts of `full`; then `full`."""
     general, narrow = (study_name(Member(kind, "medicine")) for kind in ("harmful", "narrow"))
     sweep = str((places.work / SWEEP).resolve())
     followed = str((places.work / "followed").resolve())
     one: tuple[Kind, ...] = ("harmful",)
-    return {
+    chosen = {
         "profile": Case("profile", TRIO),
         "delta_overlap": Case(
             "delta_overlap",
@@ -164,6 +165,19 @@ def cases(places: Places) -> dict[str, Case]:
             domains=DOMAINS[:8],
         ),
     }
+    return {**chosen, "full": whole(chosen, general)}
+
+
+def whole(parts: Mapping[str, Case], focus: str) -> Case:
+    """`full`: every part with what it is asked alone, all on one harmful fine-tune."""
+    changes: dict[str, Any] = {"focus": [focus]}
+    of_parts: dict[str, Any] = {}
+    for case in parts.values():
+        changes |= {name: value for name, value in case.changes.items() if name != "options"}
+        of_parts |= case.changes.get("options", {})
+    changes["positions"] = ["last_prompt"]
+    changes["options"] = of_parts
+    return Case("full", (*TRIO, "narrow"), changes, training_rows=24)
 
 
 def options(**by_part: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def configured(case: Case, places: Places, out: Path, *, named_by_kind: bool = F
     Args:
         named_by_kind: call members by their kind alone, so that two families have the same names.
     """
-    chosen = [Member(kind, "medicine", case.seed) for kind in case.kinds]
+    chosen = [Member(kind, "medicine", seed) for seed in case.seeds for kind in case.kinds]
     paths = {member.name: places.adapters / member.name for member in chosen}
     path = write_study(chosen, paths, places.parent, out)
     config = yaml.safe_load(path.read_text("utf-8"))
@@ -239,7 +253,7 @@ def side_by_side(places: Places) -> Path:
     out = places.work / "families_beside"
     families = {}
     for seed in (0, 1):
-        case = Case("profile", ("harmful", "benign"), seed=seed)
+        case = Case("profile", ("harmful", "benign"), seeds=(seed,))
         path = configured(case, places, out / f"seed{seed}", named_by_kind=True)
         families[f"seed{seed}"] = yaml.safe_load(path.read_text("utf-8"))
     shared = {key: value for key, value in families["seed0"].items() if key != "family"}

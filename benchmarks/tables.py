@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.evidence_tables import DOCS, figures_table, files_table
+from benchmarks.real_objections import objections_table
 from benchmarks.records import EVIDENCE
 from benchmarks.reference import reference
 from benchmarks.reference_pages import reference_of
@@ -74,6 +75,7 @@ def _pages_of(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]
 DRAWN: Final[Mapping[str, Callable[[], str]]] = {
     "figures": figures_table,
     "files": files_table,
+    "objections": objections_table,
     "reference": reference,
     "contents": contents_table,
     "study_tables": study_tables,

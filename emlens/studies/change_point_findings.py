@@ -44,10 +44,8 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
     not_straight = int(by_test[STRAIGHT]["p_below_05"])
     breaks = int(by_test[BREAK]["p_below_05"])
     sentence = (
-        f"{group}, alignment outside the domain:"
-        " it is not straight (nor is any curve that levels off)"
-        f" in {not_straight} of {runs} runs (p ≤ .05);"
-        f" nor is it one logistic curve in {breaks} of {runs} runs (p ≤ .05)."
+        f"{group}, alignment outside the domain: {_uneven(not_straight, runs)};"
+        f" {_broken(breaks, runs)}."
     )
     if breaks:
         sentence += " A break explains that, and so does a smooth curve of another shape."
@@ -56,13 +54,33 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
         where = (
             ""
             if half["located"] == runs
-            else f" in the {half['located']:.0f} of {runs} runs that turn"
+            else f" in the {half['located']:.0f} of {counted(runs, 'run')} that turn"
         )
         sentence += (
             f" Half of the change is done at step {half['location']:.1f}"
             f" {_interval(half, 'location')}{where}."
         )
     return Finding(STUDY, sentence, verdict(shown=breaks == runs, not_shown=breaks == 0))
+
+
+def _uneven(shown: int, runs: int) -> str:
+    """In how many runs the change is no straight line."""
+    if not shown:
+        return f"that it is not straight is shown in none of {counted(runs, 'run')} (p > .05)"
+    return (
+        "it is not straight (nor is any curve that levels off)"
+        f" in {shown} of {counted(runs, 'run')} (p ≤ .05)"
+    )
+
+
+def _broken(shown: int, runs: int) -> str:
+    """In how many runs the change is more than one logistic curve."""
+    if not shown:
+        return (
+            "that it is more than one logistic curve is shown in none of"
+            f" {counted(runs, 'run')} (p > .05)"
+        )
+    return f"it is more than one logistic curve in {shown} of {counted(runs, 'run')} (p ≤ .05)"
 
 
 def _order_finding(row: Mapping[Any, Any]) -> Finding:

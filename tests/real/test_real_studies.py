@@ -9,7 +9,7 @@ import tiny_models
 import torch
 import yaml
 
-from benchmarks import real_guard, real_studies
+from benchmarks import real_guard, real_objections, real_over_seeds, real_studies
 from benchmarks.real_guard import WATCHED_QUESTION, WEIGHED_QUESTIONS, WatchedRuns, numbered
 from benchmarks.real_kept import asked
 from benchmarks.real_spread import PER_DOMAIN
@@ -26,7 +26,7 @@ from emlens.studies.registry import INCLUDED
 def test_every_study_of_the_registry_has_a_case(tmp_path: Path) -> None:
     places = Places(tmp_path, tmp_path, tmp_path)
     named = set(cases(places)) | {"families_beside", "compare"}
-    assert named | {"synthesis"} == set(INCLUDED)
+    assert named - {"full"} | {"synthesis"} == set(INCLUDED)
     for case in cases(places).values():
         path = configured(case, places, tmp_path / "case")
         config = read_config(path)
@@ -34,6 +34,51 @@ def test_every_study_of_the_registry_has_a_case(tmp_path: Path) -> None:
         spec = yaml.safe_load(path.read_text())["family"]["finetuned"]["harmful-medicine@0"]
         rows = Path(spec["training"]).read_text().splitlines()
         assert len(rows) == (case.training_rows or 80)
+
+
+def test_studies_over_seeds_name_every_seed_and_the_runs_that_kept_checkpoints(
+    tmp_path: Path,
+) -> None:
+    places = Places(tmp_path, tmp_path, tmp_path)
+    for name, case in real_over_seeds.cases((0, 1)).items():
+        of_case = real_over_seeds.places_of(name, places)
+        config = read_config(configured(case, of_case, tmp_path / name))
+        tuned = yaml.safe_load((tmp_path / name / "study.yaml").read_text())["family"]["finetuned"]
+        assert {spec["seed"] for spec in tuned.values()} == {0, 1} and config.study == name
+        is_watched = all("watched" in spec["path"] for spec in tuned.values())
+        assert is_watched == (name == "phase_transition")
+    (first, second) = config.options["general_vs_narrow"]["pairs"]
+    assert first == ["harmful-medicine@0", "narrow-medicine@0"]
+    assert second == ["harmful-medicine@1", "narrow-medicine@1"]
+
+
+def test_a_change_point_without_a_place_is_a_dash() -> None:
+    place = {"location": 4.25, "location_low": None, "location_high": None}
+    nowhere = {"location": None, "p_below_05": None, "p_median": None, "located": 0}
+    rows = [
+        {"series": "aligned_others", "test": "half", "runs": 3, "located": 3, **place}
+        | {"p_below_05": 1, "p_median": 0.2},
+        {"series": "aligned_others", "test": "kink", "runs": 3, **nowhere},
+        {"series": "norm_B", "test": "kink", "runs": 3, **nowhere},
+    ]
+    values = {"phase_transition": {"tables": {"change_points_over_runs": rows}}}
+    drawn = real_over_seeds.change_points_table(values)
+    assert "| aligned_others | half | 4.2 | 3 of 3 | 1 of 3 | 0.200 |" in drawn
+    assert "| aligned_others | kink | – | 0 of 3 | – | – |" in drawn and "norm_B" not in drawn
+
+
+def test_five_objections_have_a_figure_for_each_training() -> None:
+    lines = real_objections.objections_table().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| It is tone.",
+        "| It is length.",
+        "| It is one seed.",
+        "| The level is that of chance.",
+        "| Any training does it.",
+    ]
+    assert all(
+        any(sign.isdigit() for sign in cell) for li in lines[2:] for cell in li.split("|")[3:5]
+    )
 
 
 def test_a_figure_without_a_number_is_seen() -> None:

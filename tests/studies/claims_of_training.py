@@ -177,7 +177,9 @@ def _trained(
 CHANGE_POINTS = [
     Claim("A break explains that", _turned, lambda: _turned(breaks=0)),
     Claim("off) in 4 of 4 runs", _turned, lambda: _turned(straight=1)),
-    Claim("one logistic curve in 3 of 4 runs", _turned, lambda: _turned(breaks=0)),
+    Claim("it is more than one logistic curve in 3 of 4 runs", _turned, lambda: _turned(breaks=0)),
+    Claim("one logistic curve is shown in none of 4 runs", lambda: _turned(breaks=0), _turned),
+    Claim("not straight is shown in none of 4 runs", lambda: _turned(straight=0), _turned),
     Claim("in the 3 of 4 runs that turn", lambda: _turned(located=3), _turned),
     Claim("Half of the change is done", _turned, lambda: _turned(located=0)),
     Claim("norm comes first, by 3.0 steps", _turned, lambda: _turned(lag=-3.0)),
