@@ -7,7 +7,8 @@ moves no kill behind the end. What is compared is every file below the output, b
 say who worked when (`WHO_AND_WHEN`).
 
 The organism is killed 25 times in each command, and ten times in `overview`; SmolLM2, where
-EMLENS_REAL_MODELS has it, once in each command.
+EMLENS_REAL_MODELS has it, once in each command and twelve times in `sample`, whose rows round otherwise
+beside others there.
 """
 
 import logging
@@ -34,7 +35,7 @@ from emlens.models import load_model
 from emlens.organisms import Organism, load_organism
 from emlens.real import find
 
-KILLS, KILLS_OF_A_STUDY = 25, 10
+KILLS, KILLS_OF_A_STUDY, KILLS_OF_REAL_SAMPLING = 25, 10, 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 WHO_AND_WHEN = ("run.json", "report.html")
 """Files that say when a study ran and how long it took."""
@@ -368,11 +369,14 @@ def on_organism(work: Path, organism: Organism) -> Iterator[tuple[str, dict[str,
 def on_a_real_model(
     work: Path, organism: Organism, model: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each command once, each signal twice."""
+    """Each command once, each signal twice; `sample` more often, the signals in turn."""
     tunes = {"medicine-r8": work / "made-train" / "run"}
     desk = lay_out(work / "desk", organism, model, tunes, 4, 8)
     prepare(desk, work)
+    yield "sample", measure(desk, "sample", KILLS_OF_REAL_SAMPLING, work)
     for number, command in enumerate(COMMANDS):
+        if command == "sample":
+            continue
         how = SIGNALS[number % len(SIGNALS)].name
         yield command, measure(desk, command, 1, work, seed=number, how=how)
 

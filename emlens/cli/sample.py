@@ -58,7 +58,7 @@ def sample(
     settings: Annotated[list[str] | None, typer.Option("--set", help=help_text(SETTINGS))] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Sample answers. Killed at any moment, the same command goes on; no answer is drawn twice."""
+    """Sample answers. Killed at any moment, the same command ends with the same bytes."""
     from emlens.data import QuestionSet
     from emlens.data.system_messages import questions_with_system
     from emlens.judging import sample_answers

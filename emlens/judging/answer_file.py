@@ -2,17 +2,20 @@
 
 Answers are appended as they come, so a kill loses only those that were not yet handed over. The
 same call finds them again. When the last one is there, the file is written again in the order of
-the questions: the same call leaves the same answers, however often it was interrupted, but for
-rounding (`emlens.judging.sampling`). An answer is
+the questions: the same call leaves the same bytes, however often it was interrupted. An answer is
 taken from the file only if everything that it was drawn with is the same: model, question and chat,
 seed, and the settings in its `meta`.
+
+A call that draws in groups (`emlens.judging.drawing_groups`) marks its answers while it is
+unfinished. So it knows which ones to draw again, and which ones another call left for good.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from emlens.data.answers import Answer, Answers, read_answers
 from emlens.data.journal import append_held
@@ -23,6 +26,10 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import differences
 from emlens.runs.locks import only_writer
+
+_log = logging.getLogger("emlens")
+_CALL: Final = "call"
+"""Field of `meta` that names the call, in a file that is not put in order yet."""
 
 Others = Literal["refuse", "keep"]
 """What is done with answers of a file that a call would not draw: an error, or they stay there."""
@@ -81,7 +88,10 @@ class DrawnAnswer:
 
 @contextmanager
 def answer_file(
-    out: str | Path | None, blank: Mapping[str, Answer], others: OtherAnswers = "refuse"
+    out: str | Path | None,
+    blank: Mapping[str, Answer],
+    others: OtherAnswers = "refuse",
+    call: str = "",
 ) -> Iterator["AnswerFile"]:
     """An `AnswerFile` that no other process writes to meanwhile: it is held before it is read.
 
@@ -90,11 +100,11 @@ def answer_file(
         InputError, IntegrityError: as `AnswerFile`.
     """
     if out is None:
-        yield AnswerFile(None, blank, others)
+        yield AnswerFile(None, blank, others, call)
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        yield AnswerFile(out, blank, others)
+        yield AnswerFile(out, blank, others, call)
 
 
 class AnswerFile:
@@ -104,6 +114,7 @@ class AnswerFile:
         others: with `"keep"`, answers that this call would not draw stay in the file, which is then
             never put in order: one file serves many calls. With `"other ids"` too, but an answer of
             this call that was drawn with something else is refused.
+        call: name of a call that draws its answers in groups.
 
     Raises:
         IntegrityError: the file holds an answer that this call would not draw.
@@ -111,33 +122,46 @@ class AnswerFile:
     """
 
     def __init__(
-        self, out: str | Path | None, blank: Mapping[str, Answer], others: OtherAnswers = "refuse"
+        self,
+        out: str | Path | None,
+        blank: Mapping[str, Answer],
+        others: OtherAnswers = "refuse",
+        call: str = "",
     ):
         require_choice(others, "others", OtherAnswers)
         self._out = None if out is None else Path(out)
         self._blank = dict(blank)
         self._done: dict[str, Answer] = {}
+        self._call = call
+        self._of_this_call: set[str] = set()
+        self._has_changed = False
+        is_marked = False
         keeps_others = others != "refuse"
         if self._out is not None and self._out.exists():
             for answer in read_answers(self._out, unfinished=True, repeated=keeps_others):
                 is_checked = others == "refuse" or (others == "other ids" and answer.id in blank)
                 if is_checked or self._is_wanted(answer):
                     self._done[answer.id] = self._checked(answer)
-        self._in_order = keeps_others or list(self._done) == list(self._blank)
+                    is_marked |= _CALL in answer.meta
+                    if call and answer.meta.get(_CALL) == call:
+                        self._of_this_call.add(answer.id)
+        is_sorted = list(self._done) == list(self._blank) and not is_marked
+        self._in_order = keeps_others or is_sorted
 
     def _is_wanted(self, answer: Answer) -> bool:
         blank = self._blank.get(answer.id)
         return blank is not None and _drawn_with(answer) == _drawn_with(blank)
 
     def _checked(self, answer: Answer) -> Answer:
-        """An answer of the file, in the group that its question has now."""
+        """An answer of the file, without its mark, in the group that its question has now."""
         if not self._is_wanted(answer):
             reason = self._reason(answer)
             raise IntegrityError(
                 f"{self._out}: holds answer {one_line(answer.id)!r} that this call would not draw"
                 f" ({reason}); pass another file"
             )
-        return replace(answer, group=self._blank[answer.id].group)
+        blank = self._blank[answer.id]
+        return replace(answer, group=blank.group, meta=blank.meta)
 
     def _reason(self, answer: Answer) -> str:
         """Why an answer is none of this call."""
@@ -169,16 +193,57 @@ class AnswerFile:
         """Ids of the answers still to be drawn, in order."""
         return [key for key in self._blank if key not in self._done]
 
+    @property
+    def own(self) -> list[str]:
+        """Ids of the answers that this call is to draw or has drawn, in order.
+
+        The others were left by another call. They stay, and are drawn beside none of these.
+        """
+        return [key for key in self._blank if key not in self._done or key in self._of_this_call]
+
+    @property
+    def size(self) -> int:
+        """How many answers are asked for."""
+        return len(self._blank)
+
     def blank(self, key: str) -> Answer:
         return self._blank[key]
 
     def add(self, drawn: Iterable[DrawnAnswer], *, sync: bool = True) -> None:
-        """Keep answers: they are in the file when this returns, and on the disk with `sync`."""
-        answers = [self._filled(answer) for answer in drawn]
+        """Keep answers: they are in the file when this returns, and on the disk with `sync`.
+
+        What is in the file already is not written again. Where it was drawn otherwise, the new
+        answer takes its place.
+        """
+        filled = [self._filled(answer) for answer in drawn]
+        answers = [answer for answer in filled if self._done.get(answer.id) != answer]
+        changed = [answer.id for answer in answers if answer.id in self._done]
+        if changed:
+            self._replace(changed)
         if self._out is not None and answers:
-            append_held(self._out, (answer.to_record() for answer in answers), sync=sync)
+            records = (self._marked(answer).to_record() for answer in answers)
+            append_held(self._out, records, sync=sync)
         for answer in answers:
             self._done[answer.id] = answer
+            self._of_this_call.add(answer.id)
+
+    def _replace(self, changed: list[str]) -> None:
+        """Take answers out of the file that came out otherwise, and say so once."""
+        if not self._has_changed:
+            _log.warning(
+                "%s: an unfinished group was drawn again, and answer %r is not the one in the file:"
+                " another number of threads, library or machine; unfinished groups take the new"
+                " answers, finished ones keep theirs",
+                self._out,
+                one_line(changed[0]),
+            )
+        self._has_changed = True
+        self.drop(changed)
+
+    def _marked(self, answer: Answer) -> Answer:
+        if not self._call:
+            return answer
+        return replace(answer, meta={**answer.meta, _CALL: self._call})
 
     def _filled(self, drawn: DrawnAnswer) -> Answer:
         return replace(
@@ -198,4 +263,5 @@ class AnswerFile:
 
 def _drawn_with(answer: Answer) -> dict[str, Any]:
     question = [message.to_record() for message in answer.messages]
-    return {**answer.meta, "seed": answer.seed, "question": question}
+    meta = {name: value for name, value in answer.meta.items() if name != _CALL}
+    return {**meta, "seed": answer.seed, "question": question}

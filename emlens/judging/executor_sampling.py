@@ -1,13 +1,10 @@
 """Sampling over an executor: the same file of answers whether one process, ranks or Ray actors drew
 it.
 
-A unit is a block of whole questions, with all their paraphrases and samples. Blocks are part of the
-plan, and so is the thread count that each worker sets: who draws a block changes nothing. A block
-that a worker left unfinished is drawn anew, with the same rows side by side. When all blocks are
-there, they are put together in the order of the questions.
-
-`sample_answers` in one call puts other rows side by side. Its answers are the same but for rounding
-in the last digits of a logit, which now and then turns a draw (on SmolLM2, 1 of 36 answers).
+A unit is a group of answers that are drawn side by side (`emlens.judging.drawing_groups`). Groups
+are part of the plan, and so is the thread count that each worker sets: who draws a group changes
+nothing, and the file is that of one call of `sample_answers` with as many threads. A group that a
+worker left unfinished is drawn anew. When all are there, they are put together in order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +19,12 @@ from emlens.data.questions import QuestionSet
 from emlens.data.templates import Thinking
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_json
-from emlens.judging.sampling import sample_answers, sampling_settings
+from emlens.judging.answer_file import answer_file
+from emlens.judging.drawing_groups import cut_groups
+from emlens.judging.sampling import blanks_of, draw_group, thinking_model
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
 from emlens.runs import Executor, Unit, Worker
 from emlens.runs.units import UnitResult
-
-QUESTIONS_PER_UNIT: Final = 8
 
 
 class DrawingSettings(TypedDict, total=False):
@@ -57,7 +54,6 @@ def sample_over(
     questions: QuestionSet,
     out: str | Path,
     *,
-    questions_per_unit: int = QUESTIONS_PER_UNIT,
     threads: int | None = None,
     progress: bool = True,
     **settings: Unpack[DrawingSettings],
@@ -70,12 +66,11 @@ def sample_over(
             every worker's process.
         out: the JSONL file to write. What is being drawn lies beside it, in a folder with the
             ending `.units` that all workers see; the same call goes on there.
-        questions_per_unit: whole questions that a worker takes at a time; another number is another
-            plan.
         threads: computing threads of every worker; default: as many as this process has. Part of
             the plan.
         settings: `samples`, `temperature`, `max_new_tokens`, `seed`, `thinking` and `batch_tokens`
-            of `sample_answers`, with its defaults.
+            of `sample_answers`, with its defaults. A smaller `batch_tokens` makes more and smaller
+            groups to share out.
 
     Raises:
         InputError: as `sample_answers`; `load` is not a function, or does not give a model; `out`
@@ -85,7 +80,7 @@ def sample_over(
     """
     out = Path(out)
     units = out.with_name(out.name + ".units")
-    _require_new(out, units, questions_per_unit, load)
+    _require_new(out, units, load)
     for name in settings:
         if name not in _DEFAULTS:
             raise UnknownNameError(
@@ -95,22 +90,18 @@ def sample_over(
             )
     drawn_with: DrawingSettings = {**_DEFAULTS, **settings}
     n_threads = threads or torch.get_num_threads()
-    start = _WorkerStart(
-        load, questions, str(out.resolve()), drawn_with, questions_per_unit, n_threads
-    )
+    start = _WorkerStart(load, questions, str(out.resolve()), drawn_with, n_threads)
     title = f"sample {drawn_with['samples']} answers to {len(questions)} questions"
     executor.run(start, units, title=title, progress=progress)
     return Answers(read_answers(out))
 
 
-def _require_new(out: Path, units: Path, questions_per_unit: int, load: Any) -> None:
+def _require_new(out: Path, units: Path, load: Any) -> None:
     if not callable(load):
         raise InputError(
             f"load is a {type(load).__name__}; pass a function that loads the model, such as"
             " functools.partial(emlens.load_model, path): every worker calls it once"
         )
-    if questions_per_unit < 1:
-        raise InputError(f"questions_per_unit={questions_per_unit} must be 1 or more")
     if out.exists() and not units.exists():
         raise InputError(
             f"{out}: was not drawn by workers of an executor (there is no {units.name} beside it);"
@@ -126,7 +117,6 @@ class _WorkerStart:
     questions: QuestionSet
     out: str
     drawn_with: DrawingSettings
-    questions_per_unit: int
     threads: int
 
     def __call__(self) -> Worker:
@@ -141,51 +131,62 @@ class _WorkerStart:
 
 
 class _SamplingWorker(Worker):
-    """A model in memory, and blocks of questions by unit."""
+    """A model in memory, and groups of answers by unit."""
 
     def __init__(self, model: HookedModel, start: _WorkerStart):
         self._model = model
         self._start = start
         self._out = Path(start.out)
         self._parts = self._out.with_name(self._out.name + ".units") / "parts"
-        self._blocks: dict[str, QuestionSet] = {}
-        ids, size = start.questions.ids, start.questions_per_unit
-        for begin in range(0, len(ids), size):
-            block = start.questions.select(ids[begin : begin + size])
-            self._blocks[f"questions-{begin:06d}"] = block
+        drawn_with = start.drawn_with
+        length, budget = drawn_with["max_new_tokens"], drawn_with["batch_tokens"]
+        with thinking_model(model, drawn_with["thinking"]) as thinking:
+            self._blanks = blanks_of(
+                thinking,
+                start.questions,
+                drawn_with["samples"],
+                drawn_with["temperature"],
+                length,
+                drawn_with["seed"],
+            )
+            groups = cut_groups(thinking, list(self._blanks.values()), length, budget)
+        self._groups = {f"group-{number:06d}": group for number, group in enumerate(groups)}
 
     def plan(self) -> Sequence[Unit]:
-        drawn_with = self._start.drawn_with
-        settings = sampling_settings(
-            self._model, drawn_with["temperature"], drawn_with["max_new_tokens"]
-        )
         shared = {
             "model": self._model.name,
-            "settings": settings,
             "template": hash_json(self._model.chat_template),
             "threads": self._start.threads,
-            **drawn_with,
+            **self._start.drawn_with,
         }
         units = []
-        for id, block in self._blocks.items():
-            records = [question.to_record() for question in block]
-            prompts = sum(len(question.paraphrases) for question in block)
-            cost = prompts * drawn_with["samples"]
-            units.append(Unit(id, {**shared, "questions": hash_json(records)}, cost=cost))
+        for id, group in self._groups.items():
+            blanks = hash_json([self._blanks[key].to_record() for key in group])
+            units.append(Unit(id, {**shared, "answers": blanks}, cost=len(group)))
         return units
 
     def run(self, unit: Unit) -> UnitResult:
         part = self._part(unit.id)
         part.parent.mkdir(parents=True, exist_ok=True)
-        # other rows side by side round otherwise, so an unfinished block begins anew
+        # other rows side by side round otherwise, so an unfinished group begins anew
         part.unlink(missing_ok=True)
-        answers = sample_answers(
-            self._model,
-            self._blocks[unit.id],
-            out=part,
-            progress=False,
-            **self._start.drawn_with,
-        )
+        blanks = {key: self._blanks[key] for key in self._groups[unit.id]}
+        drawn_with = self._start.drawn_with
+        with (
+            thinking_model(self._model, drawn_with["thinking"]) as model,
+            answer_file(part, blanks) as file,
+        ):
+            for drawn in draw_group(
+                model,
+                list(blanks.values()),
+                drawn_with["temperature"],
+                drawn_with["max_new_tokens"],
+                drawn_with["seed"],
+                drawn_with["thinking"],
+                drawn_with["batch_tokens"],
+            ):
+                file.add(drawn, sync=False)
+            answers = file.finish()
         return {"answers": len(answers)}, [part]
 
     def _part(self, id: str) -> Path:
@@ -193,7 +194,7 @@ class _SamplingWorker(Worker):
 
     def finish(self, answers: Mapping[str, Any]) -> UnitResult:
         in_order: list[Answer] = []
-        for id in self._blocks:
+        for id in self._groups:
             in_order.extend(read_answers(self._part(id)))
         Answers(in_order).to_jsonl(self._out)
         return {"answers": len(in_order)}, [self._out]

@@ -2,13 +2,14 @@
 
 Each answer is on disk before anything judges it. A model's rows are generated under any active
 intervention; rows that finish leave the batch, and others take their place. The answer of a row
-does not depend on its batch mates, but for rounding: a real model's logits differ in their last
-digits with the rows beside them, which now and then turns a draw. The answers
-file is written as answers come, and the same call goes on after the last one. An endpoint may
+does not depend on its batch mates, but for rounding. So answers are drawn in fixed groups
+(`emlens.judging.drawing_groups`): the file is written as answers come, and the same call draws an
+unfinished group anew and ends with the same bytes as one that was never cut. An endpoint may
 ignore `seed`.
 """
 
 import copy
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emlens.data.answers import Answers
+from emlens.data.answers import Answer, Answers
 from emlens.data.prompt_inputs import as_questions
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
@@ -30,11 +31,13 @@ from emlens.judging.answer_file import (
     answer_file,
     blank_answers,
 )
+from emlens.judging.drawing_groups import call_key, cut_groups, prompt_of
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.endpoint_sampling import sample_from_endpoint
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
 from emlens.runs.progress import progress_bar
 
+_log = logging.getLogger("emlens")
 SYNC_SECONDS = 5.0
 """How often answers are flushed to the disk itself, against a power cut.
 
@@ -59,7 +62,8 @@ def sample_answers(
     """Draw answers to every paraphrase of every question, under any active intervention.
 
     An answer depends on the model, the rendered question, the settings, the seed and its own
-    number, and but for rounding not on its batch mates.
+    number, and but for rounding not on its batch mates. The same call with the same number of
+    threads gives the same bytes, wherever it was cut and gone on with.
 
     Args:
         model: a model of this process, or an `Endpoint`.
@@ -77,7 +81,10 @@ def sample_answers(
         others: with `"keep"`, `out` may hold answers that this call would not draw: they stay
             there, and the file serves further questions, samples and settings. With `"other ids"`
             only those of other models, questions and sample numbers stay.
-        batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
+        batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`). It
+            decides which answers are drawn side by side, and so the last digits of a logit: an
+            unfinished file that is gone on with under another number keeps its answers, and is
+            that of neither call.
         max_new_tokens: length of an answer at most, with its thought.
 
     Raises:
@@ -101,15 +108,30 @@ def sample_answers(
             thinking=thinking,
             others=others,
         )
-    with _thinking(model, thinking) as model:
-        settings = partial(
-            _settings_of, model, sampling_settings(model, temperature, max_new_tokens)
-        )
-        blank = blank_answers(model.name, questions, samples, seed, settings)
-        with answer_file(out, blank, others) as file:
+    with thinking_model(model, thinking) as model:
+        blank = blanks_of(model, questions, samples, temperature, max_new_tokens, seed)
+        call = call_key(model, blank, batch_tokens)
+        with answer_file(out, blank, others, call) as file:
             return _sampled(
                 model, file, temperature, max_new_tokens, seed, thinking, batch_tokens, progress
             )
+
+
+def blanks_of(
+    model: HookedModel,
+    questions: QuestionSet,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, Answer]:
+    """Every answer that a call is to draw, without its text, by id.
+
+    Raises:
+        InputError: fewer than 1 sample.
+    """
+    settings = partial(_settings_of, model, sampling_settings(model, temperature, max_new_tokens))
+    return blank_answers(model.name, questions, samples, seed, settings)
 
 
 def _sampled(
@@ -122,36 +144,66 @@ def _sampled(
     batch_tokens: int,
     progress: bool,
 ) -> Answers:
-    """Draw what a file lacks."""
-    missing = file.missing
-    blanks = [file.blank(id) for id in missing]
-    prompts = [
-        Prompt(blank.id, blank.messages[-1].content, blank.group, blank.messages)
-        for blank in blanks
+    """Draw the groups of which a file lacks an answer."""
+    own = [file.blank(id) for id in file.own]
+    missing = set(file.missing)
+    groups = [
+        [file.blank(id) for id in group]
+        for group in cut_groups(model, own, max_new_tokens, batch_tokens)
+        if not missing.isdisjoint(group)
     ]
-    if not prompts:
+    if not groups:
         return file.finish()
-    opened = _begins_in_thought(model, thinking)
+    if len(own) < file.size:
+        _log.info(
+            "%d of %d answers were left by another call (other questions, samples or batch_tokens,"
+            " or an earlier version); they are kept, and the others are drawn without them",
+            file.size - len(own),
+            file.size,
+        )
+    total = sum(map(len, groups))
     synced = time.monotonic()
-    title = f"sample {len(missing)} answers"
-    with progress_bar(title, len(missing), progress, unit="tokens") as advance:
-        for generated in model.generate_each(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_tokens=batch_tokens,
-        ):
-            is_due = time.monotonic() - synced > SYNC_SECONDS
-            if is_due:
-                synced = time.monotonic()
-            drawn = []
-            for index, text, finish_reason in generated:
-                thought, answer = split_thinking(text, opened=opened)
-                drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
-            file.add(drawn, sync=is_due)
-            advance(len(generated), _tokens_in(model, drawn))
+    with progress_bar(f"sample {total} answers", total, progress, unit="tokens") as advance:
+        for group in groups:
+            for drawn in draw_group(
+                model, group, temperature, max_new_tokens, seed, thinking, batch_tokens
+            ):
+                is_due = time.monotonic() - synced > SYNC_SECONDS
+                if is_due:
+                    synced = time.monotonic()
+                file.add(drawn, sync=is_due)
+                advance(len(drawn), _tokens_in(model, drawn))
     return file.finish()
+
+
+def draw_group(
+    model: HookedModel,
+    blanks: Sequence[Answer],
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    thinking: Thinking,
+    batch_tokens: int,
+) -> Iterator[list[DrawnAnswer]]:
+    """Draw answers side by side, a few at a time as they end.
+
+    Args:
+        model: its template has the thinking mode that `thinking` asks for (`thinking_model`).
+        blanks: one group of `cut_groups`.
+    """
+    opened = _begins_in_thought(model, thinking)
+    for generated in model.generate_each(
+        [prompt_of(blank) for blank in blanks],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    ):
+        drawn = []
+        for index, text, finish_reason in generated:
+            thought, answer = split_thinking(text, opened=opened)
+            drawn.append(DrawnAnswer(blanks[index].id, thought, answer, finish_reason))
+        yield drawn
 
 
 def _tokens_in(model: HookedModel, drawn: Sequence[DrawnAnswer]) -> int:
@@ -174,7 +226,7 @@ def _begins_in_thought(model: HookedModel, thinking: Thinking) -> bool | None:
 
 
 @contextmanager
-def _thinking(model: HookedModel, thinking: Thinking) -> Iterator[HookedModel]:
+def thinking_model(model: HookedModel, thinking: Thinking) -> Iterator[HookedModel]:
     """The model with its template's thinking mode switched, under the same interventions."""
     template = with_thinking(model.chat_template, thinking, opens_thought=model.opens_thought)
     if template == model.chat_template:

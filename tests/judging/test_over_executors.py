@@ -19,7 +19,8 @@ from emlens.judging.on_file import judge_file
 from emlens.models import load_model
 from emlens.runs import Executor, LocalExecutor, RayExecutor
 
-SETTINGS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4, "seed": 5}
+# 3 rows at once, so groups of 6 answers
+SETTINGS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4, "seed": 5, "batch_tokens": 30}
 PARAPHRASED = Question("q2", "w2 w3", paraphrases=("w2 w3", "w1"))
 QUESTIONS = QuestionSet(
     PARAPHRASED if i == 2 else Question(f"q{i}", f"w{i} w{i + 1}") for i in range(5)
@@ -56,8 +57,7 @@ def open_judge() -> WordJudge:
 
 def _over(executor: Executor, load: Any, directory: Path) -> Any:
     out = directory / "answers.jsonl"
-    few: dict[str, Any] = {"questions_per_unit": 2, "progress": False}
-    sample_over(executor, load, QUESTIONS, out, **few, **SETTINGS)
+    sample_over(executor, load, QUESTIONS, out, progress=False, **SETTINGS)
     return judge_over(
         executor,
         open_judge,
@@ -86,30 +86,30 @@ def test_workers_write_the_files_of_one_process(load: Any, alone: Path, tmp_path
 def test_a_block_that_failed_is_drawn_later_and_the_others_stay(
     load: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[str, ...]] = []
-    real = executor_sampling.sample_answers
+    drawn: list[str] = []
+    real = executor_sampling.draw_group
     fails = {"q2"}
 
-    def sampled(model: Any, questions: QuestionSet, **rest: Any) -> Any:
-        if fails & set(questions.ids):
+    def sampled(model: Any, blanks: Any, *rest: Any) -> Any:
+        if fails & {blank.question for blank in blanks}:
             raise OSError("no memory")
-        drawn.append(tuple(questions.ids))
-        return real(model, questions, **rest)
+        drawn.append(blanks[0].id)
+        return real(model, blanks, *rest)
 
-    monkeypatch.setattr(executor_sampling, "sample_answers", sampled)
+    monkeypatch.setattr(executor_sampling, "draw_group", sampled)
     with pytest.raises(Exception, match="no memory"):
         _over(LocalExecutor(attempts=1), load, tmp_path)
     assert not (tmp_path / "answers.jsonl").exists()
     fails.clear()
-    # what a killed worker had drawn of a block is drawn anew, with the same rows side by side
-    first = (alone / "answers.jsonl").read_text().splitlines()[-1]
-    begun = json.dumps({**json.loads(first), "text": "drawn beside other rows"}) + "\n"
-    (tmp_path / "answers.jsonl.units" / "parts" / "questions-000004.jsonl").write_text(begun)
-    drawn_last = tmp_path / "answers.jsonl.units" / "answers" / "questions-000004.json"
-    drawn_last.unlink(missing_ok=True)
-    drawn = [ids for ids in drawn if ids != ("q4",)]
+    # what a killed worker had drawn of a group is drawn anew, with the same rows side by side
+    last = (alone / "answers.jsonl").read_text().splitlines()[-1]
+    begun = json.dumps({**json.loads(last), "text": "drawn beside other rows"}) + "\n"
+    (tmp_path / "answers.jsonl.units" / "parts" / "group-000002.jsonl").write_text(begun)
+    (tmp_path / "answers.jsonl.units" / "answers" / "group-000002.json").unlink(missing_ok=True)
+    drawn = [id for id in drawn if id != "instruct/q3/p1/s0"]
     _over(LocalExecutor(), load, tmp_path)
-    assert sorted(drawn) == [("q0", "q1"), ("q2", "q3"), ("q4",)]  # each block once
+    # each group once
+    assert sorted(drawn) == [f"instruct/{id}/p1/s0" for id in ("q0", "q2", "q3")]
     assert (tmp_path / "answers.jsonl").read_bytes() == (alone / "answers.jsonl").read_bytes()
 
 

@@ -1,5 +1,7 @@
 import copy
+import json
 import multiprocessing
+import re
 import signal
 import time
 from pathlib import Path
@@ -43,17 +45,17 @@ def test_answers_are_numbered_reproducible_and_independent_of_batches(
     } == {"stop", "length"}
 
 
-def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_twice(
+def test_an_interrupted_file_is_finished_to_the_same_bytes(
     family: Family, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {**SETTINGS, "batch_tokens": 60}  # 4 rows at a time
+    few = {**SETTINGS, "batch_tokens": 60}  # 4 rows at a time, two groups of 6
     whole = sample_answers(family.instruct, asked, out=tmp_path / "whole.jsonl", **few)
     decode = type(family.instruct).decode
     drawn: list[int] = []
 
     def breaks(self: Any, rows: Any, *rest: Any) -> Any:
         for number, part in enumerate(decode(self, rows, *rest)):
-            if number == 2 and not drawn:
+            if number == 1 and not drawn:
                 drawn.append(len(rows))
                 raise KeyboardInterrupt
             yield part
@@ -63,7 +65,7 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
         patch.setattr(type(family.instruct), "decode", breaks)
         sample_answers(family.instruct, asked, out=out, **few)
     kept = len(out.read_text().splitlines())
-    assert 2 <= kept < 12  # what was finished is there
+    assert 1 <= kept < 6  # what was finished is there
     # as a kill in the middle of a write leaves it
     out.write_bytes(out.read_bytes() + b'{"id": "instruct/odd/p1/s1", "te')
     with monkeypatch.context() as patch:
@@ -73,13 +75,71 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
             lambda self, rows, *rest: drawn.append(len(rows)) or decode(self, rows, *rest),
         )
         resumed = sample_answers(family.instruct, asked, out=out, **few)
-        assert drawn == [12, 12 - kept]
+        assert drawn == [6, 6, 6]  # the unfinished group anew
         written = out.stat().st_mtime_ns
         sample_answers(family.instruct, asked, out=out, **few)
         # a finished file needs no model and is left alone
-        assert drawn == [12, 12 - kept] and out.stat().st_mtime_ns == written
+        assert drawn == [6, 6, 6] and out.stat().st_mtime_ns == written
     assert resumed.content_hash == whole.content_hash
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def _by_rows_beside(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[list[str]]:
+    """Make every answer depend on the rows beside it, as rounding does; gives the calls."""
+    decode, calls = type(model).decode, []
+
+    def turned(self: Any, rows: Any, *rest: Any) -> Any:
+        calls.append([row.id for row in rows])
+        for part in decode(self, rows, *rest):
+            for answer in part:
+                answer.tokens = [20 + (token + len(rows)) % 9 for token in answer.tokens[:2]]
+            yield part
+
+    monkeypatch.setattr(type(model), "decode", turned)
+    return calls
+
+
+def test_a_file_that_was_cut_at_any_line_ends_with_the_same_bytes(
+    family: Family, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family.instruct
+    calls = _by_rows_beside(monkeypatch, model)
+    few = {**SETTINGS, "batch_tokens": 60, "others": "keep"}  # two groups of 6, in order of drawing
+    whole = tmp_path / "whole.jsonl"
+    expected = sample_answers(model, asked, out=whole, **few)
+    first, second = calls
+    assert len(first) == len(second) == 6
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for cut in range(13):
+        calls.clear()
+        out = tmp_path / f"{cut}.jsonl"
+        out.write_bytes(b"".join(lines[:cut]))
+        assert list(sample_answers(model, asked, out=out, **few)) == list(expected)
+        assert out.read_bytes() == whole.read_bytes()
+        assert calls == {0: [first, second], 12: []}.get(
+            cut, [first, second] if cut < 6 else [second]
+        )
+    # what another call left is kept, and the rest drawn without it
+    calls.clear()
+    longer = tmp_path / "longer.jsonl"
+    sample_answers(model, asked.select(["odd"]), out=longer, **{**few, "others": "refuse"})
+    kept = longer.read_bytes()
+    sample_answers(model, asked, out=longer, **{**few, "others": "refuse"})
+    assert [len(call) for call in calls] == [6, 6] and longer.read_bytes().startswith(kept)
+
+
+def test_an_answer_that_comes_out_otherwise_takes_the_place_of_the_old_one_and_is_said(
+    family: Family, asked: QuestionSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {**SETTINGS, "batch_tokens": 60}
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    sample_answers(family.instruct, asked, out=whole, **{**few, "others": "keep"})
+    begun = json.loads(whole.read_text().splitlines()[0])
+    out.write_text(json.dumps({**begun, "text": "by another machine"}) + "\n")
+    sample_answers(family.instruct, asked, out=out, **few)
+    assert caplog.text.count("an unfinished group was drawn again") == 1
+    sample_answers(family.instruct, asked, out=whole.with_name("alone.jsonl"), **few)
+    assert out.read_bytes() == whole.with_name("alone.jsonl").read_bytes()
 
 
 def test_a_kill_loses_at_most_what_is_under_way(
@@ -120,7 +180,9 @@ def test_a_kill_loses_at_most_what_is_under_way(
     assert killed.exitcode == -signal.SIGKILL and 40 <= kept.count(b"\n") < 80
     sample_answers(family.instruct, questions, out=out, **settings)
     final = out.read_bytes()
-    assert final.count(b"\n") == 120 and set(kept.splitlines()[:-1]) <= set(final.splitlines())
+    # a line of an unfinished file names its call
+    lines = {re.sub(rb', "call": "\w+"', b"", line) for line in kept.splitlines()[:-1]}
+    assert final.count(b"\n") == 120 and lines <= set(final.splitlines())
     whole = tmp_path / "whole.jsonl"
     sample_answers(family.instruct, questions, out=whole, **settings)
     assert final == whole.read_bytes()

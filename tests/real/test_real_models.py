@@ -60,6 +60,30 @@ def test_every_site_is_that_of_plain_transformers(ours: Any, plain: Any, prompts
             assert float((got - expected).abs().max()) <= RELATIVE * float(expected.abs().max())
 
 
+def test_answers_that_were_cut_anywhere_end_with_the_same_bytes(
+    ours: Any, path: Path, tmp_path: Path
+) -> None:
+    if path.name != "smollm2":
+        pytest.skip("one real model is enough: which rows stand side by side is its own test")
+    asked = [f"{text} Say it in {count} words." for text in TEXTS for count in (3, 9)]
+    # 4 rows at once, so groups of 8
+    drawn: dict[str, Any] = {
+        "samples": 4,
+        "max_new_tokens": 6,
+        "batch_tokens": 220,
+        "progress": False,
+    }
+    kept, whole = tmp_path / "kept.jsonl", tmp_path / "whole.jsonl"
+    emlens.sample_answers(ours, asked, out=kept, others="keep", **drawn)
+    emlens.sample_answers(ours, asked, out=whole, **drawn)
+    lines = kept.read_bytes().splitlines(keepends=True)
+    for cut in (3, 9, 15):
+        out = tmp_path / f"{cut}.jsonl"
+        out.write_bytes(b"".join(lines[:cut]))
+        emlens.sample_answers(ours, asked, out=out, **drawn)
+        assert out.read_bytes() == whole.read_bytes(), cut
+
+
 def test_greedy_answers_are_the_same_tokens(
     ours: Any, plain: Any, prompts: Any, path: Path
 ) -> None:
