@@ -7,8 +7,8 @@ moves no kill behind the end. What is compared is every file below the output, b
 say who worked when (`WHO_AND_WHEN`).
 
 The organism is killed 25 times in each command, and ten times in `overview`; SmolLM2, where
-EMLENS_REAL_MODELS has it, once in each command and twelve times in `sample`, whose rows round otherwise
-beside others there.
+EMLENS_REAL_MODELS has it, once in each command and twelve times in `sample`, whose rows round
+otherwise beside others there.
 """
 
 import logging

@@ -60,6 +60,7 @@ def test_every_site_is_that_of_plain_transformers(ours: Any, plain: Any, prompts
             assert float((got - expected).abs().max()) <= RELATIVE * float(expected.abs().max())
 
 
+@pytest.mark.slow
 def test_answers_that_were_cut_anywhere_end_with_the_same_bytes(
     ours: Any, path: Path, tmp_path: Path
 ) -> None:
