@@ -199,11 +199,19 @@ def _summary(
         if finding.sentence.startswith("Benign control") and finding.status == "shown":
             unmoved += 1
     return (
-        "Narrow fine-tuning lowered alignment outside the trained domain, beyond a benign control,"
-        f" in {statuses.count('shown')} of {counted(len(falls), 'harmful fine-tune')} ({span});"
+        f"{_lowered(statuses.count('shown'), len(falls))} ({span});"
         f" {unmoved} of {counted(len(material.benign), 'benign control')}"
         f" {noun_for(unmoved, 'is', 'are')} shown to stay within ±{BENIGN_MARGIN:g} points."
     )
+
+
+def _lowered(shown: int, tested: int) -> str:
+    """In how many fine-tunes the fall is shown; where in none, nothing is said to have fallen."""
+    fell = "fine-tuning lowered alignment outside the trained domain, beyond a benign control,"
+    harmful = counted(tested, "harmful fine-tune")
+    if not shown:
+        return f"That narrow {fell} is shown in none of {harmful}"
+    return f"Narrow {fell} in {shown} of {harmful}"
 
 
 def _without_control(material: Material, statuses: Sequence[str], span: str) -> str:

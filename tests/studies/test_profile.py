@@ -101,7 +101,8 @@ def test_alignment_that_rose_beyond_the_control_is_reversed() -> None:
     add_spread(found, part, seed=0)
     summary, said = part.findings
     assert said.status == "reversed" and "alignment rose; " in said.sentence
-    assert "in 0 of 1 harmful fine-tune" in summary.sentence
+    assert summary.sentence.startswith("That narrow fine-tuning lowered alignment")
+    assert "is shown in none of 1 harmful fine-tune" in summary.sentence
 
 
 def test_domains_are_the_unit_of_the_verdict_and_said() -> None:
