@@ -3,9 +3,10 @@ does a rank-1 fine-tune's one number say?
 
 Rows: the 80 bad and 80 careful polite answers of the medicine file. The untouched SmolLM2 reads
 them; each row's mean over answer tokens (block 14) is projected on what bad *money* advice did
-beyond careful money advice (mean shift of the kept family on ten other domains). Beside it the
-benign money fine-tune's direction, and 200 directions drawn from the covariance of the answers. The
-area under the curve is of bad above careful; questions are resampled with both answers.
+beyond careful money advice (mean shift of the kept family on ten other domains), seed by seed of
+the money fine-tunes. Beside it the benign money fine-tune's direction, and 200 directions drawn
+from the covariance of the answers. The area under the curve is of bad above careful; questions are
+resampled with both answers.
 
 The rank-1 fine-tune of medicine writes one vector, times a number A·x at every token. Its mean over
 answer tokens is read for bad and careful answers of ten domains that were not trained.
@@ -27,13 +28,17 @@ from emlens.data.advice import training_chats
 from emlens.geometry import random_directions_like
 from emlens.interventions.scalars import adapter_scalars
 from emlens.models import HookedModel
-from emlens.real.family import members
+from emlens.real.family import Kind, Member, members
 from emlens.screening.training_file import mean_answers
 from emlens.stats.rank_areas import area_under_curve
 
 TRAINED, OTHER = "medicine", "money"
+KINDS: Final[tuple[Kind, ...]] = ("harmful", "benign")
+"""Of money: what bad advice did, and what careful advice did."""
 RANDOM: Final = 200
 RESAMPLES: Final = 999
+SEEDS: Final = (0, 1, 2)
+"""Of the money fine-tunes that give directions, and of those of rank 1."""
 
 
 def shift(kept: KeptFamily, name: str, before: str, layer: int) -> Tensor:
@@ -68,25 +73,30 @@ def plain_areas(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(below / (n_positive * n_negative))
 
 
-def screened(kept: KeptFamily, layer: int = LAYER) -> dict[str, Any]:
-    """Area under the curve of the medicine file's rows along what money training did."""
-    rows, labels, units = labelled(TRAINED)
-    acts = mean_answers(kept.model(PARENT), rows, f"resid_post.{layer}")
-    harmful, benign = (f"{kind}-{OTHER}-s0" for kind in ("harmful", "benign"))
-    directions = {
+def directions_of(kept: KeptFamily, seed: int, layer: int) -> dict[str, Tensor]:
+    """What training on money did to the stream, by one seed."""
+    harmful, benign = (Member(kind, OTHER, seed).name for kind in KINDS)
+    return {
         "harmful − benign": shift(kept, harmful, benign, layer),
         "harmful − instruct": shift(kept, harmful, PARENT, layer),
         "benign − instruct": shift(kept, benign, PARENT, layer),
     }
-    found = []
+
+
+def screened(kept: KeptFamily, seeds: Sequence[int], layer: int = LAYER) -> dict[str, Any]:
+    """Area under the curve of the medicine file's rows along what money training did."""
+    rows, labels, units = labelled(TRAINED)
+    acts = mean_answers(kept.model(PARENT), rows, f"resid_post.{layer}")
     random = acts @ random_directions_like(acts, RANDOM, seed=0).T
     null = plain_areas(random.numpy(), labels)
-    for name, vector in directions.items():
-        scores = (acts @ vector).numpy()
-        value = area(scores, labels, units)
-        # a random direction has no sign, so both of its ends count
-        p = (1 + int((np.abs(null - 0.5) >= abs(value["value"] - 0.5)).sum())) / (1 + RANDOM)
-        found.append({"direction": name, "area": value, "p": p})
+    found = []
+    for seed in seeds:
+        for name, vector in directions_of(kept, seed, layer).items():
+            value = area((acts @ vector).numpy(), labels, units)
+            # a random direction has no sign, so both of its ends count
+            beyond = np.abs(null - 0.5) >= abs(value["value"] - 0.5)
+            p = (1 + int(beyond.sum())) / (1 + RANDOM)
+            found.append({"direction": name, "seed": seed, "area": value, "p": p})
     ends = np.quantile(null, [0.025, 0.975]).tolist()
     return {"rows": len(rows), "areas": found, "random": ends, "draws": RANDOM}
 
@@ -127,11 +137,12 @@ def scalar(model: HookedModel, questions: QuestionSet) -> dict[str, Any]:
     }
 
 
-def measure(kept: KeptFamily, layer: int = LAYER) -> dict[str, Any]:
-    values: dict[str, Any] = {"screened": screened(kept, layer)}
-    (rank1,) = [name for name in kept.names if name.startswith("rank1")]
-    values["scalar"] = scalar(kept.model(rank1), kept.questions)
-    return values
+def measure(kept: KeptFamily, seeds: Sequence[int] = SEEDS, layer: int = LAYER) -> dict[str, Any]:
+    scalars = []
+    for seed in seeds:
+        model = kept.model(Member("rank1", TRAINED, seed).name)
+        scalars.append({"seed": seed, **scalar(model, kept.questions)})
+    return {"screened": screened(kept, seeds, layer), "scalars": scalars}
 
 
 def _cell(ends: Mapping[str, float]) -> str:
@@ -140,23 +151,28 @@ def _cell(ends: Mapping[str, float]) -> str:
 
 def areas_table(values: Mapping[str, Any]) -> str:
     """Areas under the curve, for the page."""
-    screening, one = values["screened"], values["scalar"]
+    screening = values["screened"]
     low, high = screening["random"]
-    lines = ["| what ranks bad above careful answers | area | p |", "|---|---|---|"]
-    for row in screening["areas"]:
+    lines = ["| what ranks bad above careful answers | seed | area | p |", "|---|---|---|---|"]
+    for row in sorted(screening["areas"], key=_by_direction):
         what = f"medicine rows along {OTHER}, {row['direction']}"
-        lines.append(f"| {what} | {_cell(row['area'])} | {row['p']:.3f} |")
+        lines.append(f"| {what} | {row['seed']} | {_cell(row['area'])} | {row['p']:.3f} |")
     random = "the same along random directions, central 95 %"
-    lines.append(f"| {random} | {low:.2f} to {high:.2f} | – |")
+    lines.append(f"| {random} | – | {low:.2f} to {high:.2f} | – |")
     number = "one number of the rank-1 fine-tune, ten untrained domains"
-    lines.append(f"| {number} | {_cell(one['area'])} | – |")
+    for one in values["scalars"]:
+        lines.append(f"| {number} | {one['seed']} | {_cell(one['area'])} | – |")
     return "\n".join(lines)
 
 
+def _by_direction(row: Mapping[str, Any]) -> tuple[int, int]:
+    """The claim first, then its parts; seeds in order."""
+    order = ("harmful − benign", "harmful − instruct", "benign − instruct")
+    return order.index(row["direction"]), row["seed"]
+
+
 def main() -> None:
-    kept = KeptFamily.found(
-        members(["harmful-money", "benign-money", "rank1-medicine"]), PER_DOMAIN
-    )
-    values = measure(kept)
+    groups = [*(f"{kind}-{OTHER}" for kind in KINDS), f"rank1-{TRAINED}"]
+    values = measure(KeptFamily.found(members(groups, SEEDS), PER_DOMAIN))
     print(areas_table(values))
-    record("real_screening", [0], values)
+    record("real_screening", list(SEEDS), values)
