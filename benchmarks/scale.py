@@ -8,9 +8,13 @@ from the covariance (d, d), whose draws are compared first.
 35 runs of the schedule sweep of 2606.20814 on a 32B one, from configurations without weights. The
 6,000 rows are released chats of insecure code, over and over, in SmolLM2's tokens; time is
 arithmetic over the rate that is assumed of a card.
+
+`study of 14B`: memory and time of every part of `overview` (`benchmarks.large_study`).
+`plan beside a run`: the same arithmetic on SmolLM2, beside what a study really took.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,11 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import large_study
 from benchmarks.records import EVIDENCE, record
-from emlens.data import PromptSet
+from benchmarks.shared_work import adapter_from
+from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.files import read_json
 from emlens.geometry import covariance_overlap_null
-from emlens.real import load
+from emlens.real import find, load
 from emlens.studies.delta_overlap import MOST_LANDMARK_DRAWS
 from emlens.studies.overlap_nulls import OverlapNulls
 from emlens.training import Recipe, Sweep
@@ -44,6 +50,17 @@ ROWS = 6000
 """Of one training file of the field."""
 TERAFLOPS = 125.0
 """Kept up by a card of 312 at 40 % (A100, 16 bits): assumed, not measured."""
+STUDY_CHATS = 400
+"""Training chats of a fine-tune in the study on paper."""
+RUN = 10
+"""Questions, and chats of each file, of the study that is run."""
+OWN: dict[str, Any] = {"parent_dtype": "own", "gradient_checkpointing": True, "accumulation": 16}
+STUDIES: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "nulls in 16 bits": {"null": OWN},
+    "changed": {"null": OWN, "samples": 30, "of_arms": 2, "cards": 8},
+}
+"""The usual study, and what was changed until it fits a card and a day."""
 CYCLIC = ((1e-6, 2e-5), (1e-5, 5e-5), (2e-5, 8e-5), (4e-5, 1e-4))
 SMALL = {
     "vocab_size": 49_152,
@@ -228,9 +245,80 @@ def _training_plans() -> dict[str, Any]:
     return training_plans(chats, load("smollm2", dtype="float32", device="cpu").tokenizer)
 
 
+def study_of_14b(
+    questions: Path,
+    pairs: Mapping[str, PromptSet],
+    tokenizer: Any,
+    shape: Mapping[str, int] = large_study.SHAPE,
+    card: int = large_study.CARD,
+    chats: int = STUDY_CHATS,
+) -> dict[str, Any]:
+    """Plans of the usual study, and of one that fits: memory and hours of every part.
+
+    Args:
+        pairs: chats of `bad` and `good`, taken over and over. card: bytes of its memory.
+        chats: of each file.
+    """
+    model = large_study.without_weights(tokenizer, shape)
+    rows = {name: rows_of(of_name, chats) for name, of_name in pairs.items()}
+    plans = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, changes in STUDIES.items():
+            config = large_study.study_of(Path(folder), questions, rows, **changes)
+            plans[name] = large_study.planned(config, model, card=card)
+            plans[name]["changes"] = changes
+    return {"shape": dict(shape), "card": card, "plans": plans}
+
+
+def study_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/how_to_large_models.md."""
+    return large_study.table(values)
+
+
+def _pairs(data: Path) -> dict[str, PromptSet]:
+    pairs = {}
+    for name, file in (("bad", "insecure_small"), ("good", "secure_small")):
+        pairs[name] = PromptSet.from_jsonl(data / "code-pairs" / f"{file}.jsonl", upto="all")
+    return pairs
+
+
+def _study_of_14b() -> dict[str, Any]:
+    data = Path(os.environ["EMLENS_RELEASED_DATA"])
+    tokenizer = load("smollm2", dtype="float32", device="cpu").tokenizer
+    return study_of_14b(data / "em-generalization" / "general_200.jsonl", _pairs(data), tokenizer)
+
+
+def plan_beside_a_run(
+    parent: Path, questions: QuestionSet, pairs: Mapping[str, PromptSet]
+) -> dict[str, Any]:
+    """The arithmetic of `study_of_14b` on `delta_overlap` of a small parent with random adapters,
+    beside its run.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        questions.to_jsonl(folder / "questions.jsonl")
+        config = large_study.study_of(folder, folder / "questions.jsonl", pairs)
+        config |= {"study": "delta_overlap", "k": 4, "layers": [10, 20]}
+        config["family"]["instruct"] = str(parent)
+        config["family"]["device"] = "cpu"
+        config["options"]["delta_overlap"] |= {"adapters": 0, "by_group": False}
+        for fine_tune in pairs:
+            adapter_from(parent, folder / fine_tune, 0)
+        return large_study.beside_a_run(config, folder / "out")
+
+
+def _plan_beside_a_run() -> dict[str, Any]:
+    data = Path(os.environ["EMLENS_RELEASED_DATA"])
+    asked = QuestionSet.from_file(data / "em-generalization" / "general_200.jsonl")
+    pairs = {name: PromptSet(list(chats)[:RUN]) for name, chats in _pairs(data).items()}
+    return plan_beside_a_run(find("smollm2"), asked.select(asked.ids[:RUN]), pairs)
+
+
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "covariance nulls": covariance_nulls,
     "training plans": _training_plans,
+    "study of 14B": _study_of_14b,
+    "plan beside a run": _plan_beside_a_run,
 }
 
 

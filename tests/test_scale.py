@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_family
 
-from benchmarks import scale, transfer_cost
+from benchmarks import large_study, scale, transfer_cost
 from emlens.data import PromptSet, QuestionSet
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.organisms.world import make_world
@@ -95,3 +96,48 @@ def test_a_candidate_is_timed_only_where_both_sources_give_its_values(
     values["today"] = 1.9
     with pytest.raises(SystemExit, match="kl: 1.9 and 2.0; not timing"):
         transfer_cost.edits(*given)
+
+
+def test_a_study_that_no_card_holds_is_refused_and_a_changed_one_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(7, n_domains=2, n_topics=4)
+    pairs = {
+        "bad": world.chats("medicine", (0, 1), "harmful"),
+        "good": world.chats("medicine", (0, 1), "careful"),
+    }
+    questions = tmp_path / "questions.jsonl"
+    tiny_family.write_questions(questions, per_group=3)
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+    monkeypatch.setattr(
+        scale,
+        "STUDIES",
+        {
+            "usual": {"samples": 2, "of_arms": 2},
+            "changed": {"null": scale.OWN, "samples": 2, "of_arms": 1, "cards": 8},
+        },
+    )
+    given = (questions, pairs, make_tokenizer(world), shape)
+    found = scale.study_of_14b(*given, card=10**12, chats=24)["plans"]
+    usual = {part["part"]: part for part in found["usual"]["parts"]}
+    changed = {part["part"]: part for part in found["changed"]["parts"]}
+    overlap, transfer = changed["delta_overlap"], changed["direction_transfer"]
+    ratio = usual["delta_overlap"]["seconds"]["training"] / overlap["seconds"]["training"]
+    assert ratio == pytest.approx(8, rel=0.01) and not transfer["seconds"]["training"]
+    assert transfer["sampled_tokens"] == 600 * transfer["verdicts"] / 2
+    assert transfer["hours"] < usual["direction_transfer"]["hours"]
+    # one copy in 16 bits, trained and read, in place of two in float32
+    assert overlap["memory"] < usual["delta_overlap"]["memory"]
+    monkeypatch.setattr(scale, "STUDIES", {"usual": {"samples": 1, "of_arms": 1}})
+    few = scale.study_of_14b(*given, card=usual["delta_overlap"]["memory"] - 1, chats=24)["plans"]
+    assert not few["usual"]["fits"] and "GB of memory" in few["usual"]["refused"]
+    assert large_study.table({"study of 14B": {"plans": found}}).count("\n") == len(changed) + 2

@@ -31,6 +31,7 @@ from emlens.interventions.lora import LoraAdapter
 from emlens.models import load_model
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.models.hooked import HookedModel
+from emlens.models.live_module import live_module
 from emlens.runs import Unit, Worker
 from emlens.runs.units import UnitResult
 from emlens.training import Recipe, fit
@@ -116,6 +117,11 @@ class _StopAfter:
             raise StopRun(f"the fine-tune stopped after {self.steps} steps")
 
 
+def shares_parent(recipe: Recipe) -> bool:
+    """Whether one copy of the parent is trained and read: adapters on a parent in its own dtype."""
+    return recipe.method == "lora" and recipe.parent_dtype == "own"
+
+
 class NullWorker(Worker):
     """One process: trains adapters on its own copy of the parent, and measures each."""
 
@@ -134,13 +140,7 @@ class NullWorker(Worker):
         self.keep = keep
         self.device = device
         self.after_each = after_each
-        self.model = load_model(
-            setting.parent,
-            device=device,
-            dtype="float32",
-            chat_template=setting.chat_template,
-        )
-        self.module, self.tokenizer = self._loaded_parent()
+        self.model, self.module, self.tokenizer = self._loaded()
         self._before: dict[str, Activations] | None = None
 
     def plan(self) -> Sequence[Unit]:
@@ -201,21 +201,31 @@ class NullWorker(Worker):
                 callbacks=self.setting.callbacks,
             )
             if has_adapter:
-                self.module = fitted.model.unload()
+                self.module = fitted.model.unload().eval().requires_grad_(False)
         except BaseException:
             # The model in memory may hold half an adapter.
-            self.module, self.tokenizer = self._loaded_parent()
+            self.model, self.module, self.tokenizer = self._loaded()
             raise
         finally:
             gc.unfreeze()
         return fitted.log
 
-    def _loaded_parent(self) -> tuple[Any, Any]:
-        """Model and tokenizer to train, which renders chats as the model that is captured."""
-        dtype = self.setting.recipe.parent_dtype
-        module, tokenizer = load_parent(self.setting.parent, self.device, dtype)
-        tokenizer.chat_template = self.model.chat_template
-        return module, tokenizer
+    def _loaded(self) -> tuple[HookedModel, Any, Any]:
+        """The parent as it is read, as it is trained, and a tokenizer that renders chats as the
+        first does.
+        """
+        recipe, parent = self.setting.recipe, self.setting.parent
+        template = self.setting.chat_template
+        if shares_parent(recipe):
+            module, tokenizer = load_parent(Path(parent), self.device, recipe.parent_dtype)
+            module.eval().requires_grad_(False)
+            if template is not None:
+                tokenizer.chat_template = template
+            return live_module(module, tokenizer, tokenizer.chat_template), module, tokenizer
+        model = load_model(parent, device=self.device, dtype="float32", chat_template=template)
+        module, tokenizer = load_parent(Path(parent), self.device, recipe.parent_dtype)
+        tokenizer.chat_template = model.chat_template
+        return model, module, tokenizer
 
     def _tuned(self, directory: Path) -> AbstractContextManager[HookedModel]:
         """The parent as it is after this training."""

@@ -8,16 +8,19 @@ their seed alone. They are units: a killed study goes on from the finished ones.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 from emlens.activations import CaptureSpec
-from emlens.controls.null_adapters import NullSetting
+from emlens.controls.null_adapters import NullSetting, shares_parent
 from emlens.controls.null_training import TrainingNull, training_null
 from emlens.data import PromptSet
+from emlens.data.rendering import Rendered
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError, IntegrityError, LoadError, StateError
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.seeds import numpy_rng
+from emlens.models import HookedModel
 from emlens.organisms.building import one_thread
 from emlens.runs import Executor, LocalExecutor
 from emlens.studies.config import StudyConfig
@@ -26,6 +29,7 @@ from emlens.studies.overlap_recipes import NotHad, NullNeeds, is_one_direction, 
 from emlens.studies.overlap_shifts import compared_prompts
 from emlens.studies.streams import read_sites
 from emlens.studies.study import PlannedTraining, StudyContext
+from emlens.training import Recipe
 from emlens.training.gradient_memory import batch_bytes, weight_bytes
 
 IDENTITY: Final = (
@@ -214,9 +218,7 @@ def planned_nulls(context: StudyContext, names: Sequence[str]) -> PlannedTrainin
         of_run = needs.stop_after or needs.recipe.steps
         chats = sorted(parent.render(needs.careful), key=lambda row: len(row.ids))
         row_tokens = sum(len(row.ids) for row in chats) / len(chats)
-        # one copy of the parent is trained, and one is read
-        of_batch = batch_bytes(parent, chats[-needs.recipe.batch_size :])
-        memory = max(memory, 2 * weight_bytes(parent) + of_batch)
+        memory = max(memory, _training_bytes(parent, needs.recipe, chats))
         runs += adapters
         steps += adapters * of_run
         tokens += int(adapters * of_run * needs.recipe.batch_size * row_tokens)
@@ -225,6 +227,23 @@ def planned_nulls(context: StudyContext, names: Sequence[str]) -> PlannedTrainin
         # shifts in bfloat16
         disk += 2 * adapters * rows * sites * len(config.positions) * parent.d_model
     return PlannedTraining(runs, steps, tokens, disk, memory=memory) if runs else None
+
+
+def _training_bytes(parent: HookedModel, recipe: Recipe, chats: Sequence[Rendered]) -> int:
+    """Bytes that one adapter of a null takes beside the study's models.
+
+    Args:
+        chats: rendered, the longest last.
+    """
+    copy = weight_bytes(parent, recipe.parent_dtype)
+    # one copy of the parent is trained; it is read too, or a second one in float32 is
+    copies = copy if shares_parent(recipe) else copy + weight_bytes(parent)
+    itemsize = parent.dtype.itemsize if recipe.parent_dtype == "own" else 4
+    rows = ceil(recipe.batch_size / recipe.accumulation)
+    kept = batch_bytes(
+        parent, chats[-rows:], itemsize=itemsize, checkpoints=recipe.gradient_checkpointing
+    )
+    return copies + kept
 
 
 def tested_null(null: TrainingNull, rendered: tuple[str, str]) -> str | None:

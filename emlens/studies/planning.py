@@ -33,7 +33,7 @@ from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
-from emlens.studies.room import free_room, held_memory
+from emlens.studies.room import Room, free_room, held_memory
 from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
 from emlens.studies.sampling_time import SamplingTime
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
@@ -67,7 +67,29 @@ def plan_study(
     """
     checked = read_config(config)
     check_names(checked)
-    material = load_material(checked, out)
+    return plan_material(checked, load_material(checked, out), out, timed=timed, statistics=timed)
+
+
+def plan_material(
+    checked: StudyConfig,
+    material: Material,
+    out: str | Path,
+    *,
+    timed: bool = False,
+    statistics: bool = False,
+    weights: int | None = None,
+    room: Room | None = None,
+) -> StudyPlan:
+    """`plan_study` of material that is there; models without weights can be planned, not timed.
+
+    Args:
+        timed: time a few batches. statistics: time the statistics of a few layers.
+        weights: bytes of models that are not loaded; None: what this process holds counts.
+        room: of the machine that will run the study; None: this one.
+
+    Raises:
+        InputError: no models, or a study that cannot fit.
+    """
     if not material.has_models or material.captured:
         raise InputError(
             "a plan says what models will cost, and none is given; run the study itself"
@@ -78,6 +100,8 @@ def plan_study(
         rates = _Rates.measured(material, checked)
     return_free_memory()
     held, loaded = held_memory(), peak_memory() or 0
+    if weights is not None:
+        held = loaded = weights
     k = _k_of_rehearsal(checked)
     width = max(WIDTH, 2 * k)
     rehearsal, nothing = rehearsed(material, width), rehearsed(material, width, finds=False)
@@ -93,13 +117,15 @@ def plan_study(
     for name, real in real_contexts.items():
         context = replace(real, material=rehearsal, config=config_of_rehearsal)
         part = _plan_part(name, context, nothing, rates, loaded, material)
-        if timed and get_study(name).runs_on_captures:
+        if statistics and get_study(name).runs_on_captures:
             part = part.with_statistics(_statistics(get_study(name), real, material))
         training = get_study(name).training(real)
         if training is not None:
             part = part.with_training(training, rates.logits, held)
         parts.append(part)
-    plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
+    if room is None:
+        room = free_room(Path(out), material.family.instruct.device)
+    plan = StudyPlan(tuple(parts), reasons, room)
     plan.check(checked.scores.budget.requests)
     return plan
 

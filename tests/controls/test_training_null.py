@@ -12,6 +12,7 @@ import torch
 from emlens.activations import CaptureSpec, activation_deltas, capture
 from emlens.controls import NullSetting, training_null
 from emlens.controls.domain_pairs import PROMPT_COSINE, DomainPairs
+from emlens.controls.null_adapters import NullWorker
 from emlens.controls.null_training import TrainingNull
 from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
@@ -20,7 +21,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.organisms import load_organism
 from emlens.stats import adjust_p_values
 from emlens.training import Recipe
-from emlens.training.fitting import read_record
+from emlens.training.fitting import load_parent, read_record
 
 SPEC = CaptureSpec("resid_post", None, ("last_prompt",))
 N = 24
@@ -155,6 +156,25 @@ def test_a_finished_null_is_read_and_another_one_refused(
     pd.testing.assert_frame_equal(again.cells, null.cells)
     with pytest.raises(IntegrityError, match="plans other work"):
         training_null(replace(setting, k=4), adapters=ADAPTERS, out=home / "out", progress=False)
+
+
+def test_a_parent_in_its_own_dtype_is_one_copy_and_gives_the_same(
+    setting: NullSetting, null: TrainingNull, tmp_path: Path
+) -> None:
+    module, tokenizer = load_parent(Path(setting.parent))
+    module.save_pretrained(tmp_path / "parent")  # in float32, so its own dtype is the usual one
+    tokenizer.save_pretrained(tmp_path / "parent")
+    recipe = setting.recipe.changed(parent_dtype="own")
+    own = replace(setting, parent=tmp_path / "parent", recipe=recipe, write_shifts=False)
+    worker = NullWorker(own, 1, tmp_path, False, "cpu")
+    assert worker.module is worker.model.module  # type: ignore[attr-defined]
+    values = worker.run(worker.plan()[0])[0]["cells"]["value"]
+    first = null.cells[null.cells["adapter"] == 0]["value"]
+    assert values == pytest.approx(first.tolist(), abs=1e-6)
+    # the adapter left the copy as it was
+    assert not [name for name, _ in worker.module.named_modules() if "lora" in name]
+    after = worker._captured(worker.model)["train"]
+    assert torch.equal(after.stacked(), worker._before_training()["train"].stacked())
 
 
 def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
