@@ -7,7 +7,7 @@ moves no kill behind the end. What is compared is every file below the output, b
 say who worked when (`WHO_AND_WHEN`).
 
 The organism is killed 25 times in each command, and ten times in `overview`; SmolLM2, where
-EMLENS_REAL_MODELS has it, once in each command and twelve times in `sample`, whose rows round
+EMLENS_REAL_MODELS has it, once in each command and three times in `sample`, whose rows round
 otherwise beside others there.
 """
 
@@ -35,7 +35,7 @@ from emlens.models import load_model
 from emlens.organisms import Organism, load_organism
 from emlens.real import find
 
-KILLS, KILLS_OF_A_STUDY, KILLS_OF_REAL_SAMPLING = 25, 10, 12
+KILLS, KILLS_OF_A_STUDY, KILLS_OF_REAL_SAMPLING = 25, 10, 3
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 WHO_AND_WHEN = ("run.json", "report.html")
 """Files that say when a study ran and how long it took."""
