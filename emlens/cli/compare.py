@@ -44,9 +44,12 @@ def compare(
     """B minus A for every number that two results share, paired over questions where they can be,
     with intervals where there are any.
     """
+    from emlens.foundation.files import require_writable
     from emlens.report import write_report
     from emlens.studies.comparing import compare_results
 
+    if out is not None:
+        require_writable(out)
     comparison = compare_results(a, b, anyway=anyway)
     report = None
     if out is not None:

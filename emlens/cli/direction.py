@@ -62,7 +62,9 @@ def direction(
     import pandas as pd
 
     from emlens.foundation.errors import InputError
+    from emlens.foundation.files import require_writable
 
+    require_writable(out)
     values = read_settings(settings or (), SETTINGS)
     from_texts = positive is not None and negative is not None and answers is None
     from_answers = answers is not None and positive is None and negative is None

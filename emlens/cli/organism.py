@@ -53,9 +53,11 @@ def train(
     """Train base, instruct and fine-tunes from nothing (about ten minutes; with --all about half an
     hour).
     """
+    from emlens.foundation.files import require_writable
     from emlens.organisms import PLANTED, build, load_organism
     from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
+    require_writable(out)
     plans = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if all_variants else {out: PLANTED}
     for directory, plan in plans.items():
         build(directory, seed=seed, plan=plan, progress=not quiet)

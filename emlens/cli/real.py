@@ -30,9 +30,11 @@ def fetch(
     json: Json = False,
 ) -> None:
     """Fetch a real model into OUT/NAME: downloaded, checked, dequantised, saved as a directory."""
+    from emlens.foundation.files import require_writable
     from emlens.real.catalogue import model_named
     from emlens.real.fetching import fetch as fetch_model
 
+    require_writable(out)
     model = model_named(name)
     if model.terms and not json:
         print_line(model.terms)
@@ -76,10 +78,12 @@ def train(
 
     Killed at any moment, the same command goes on and ends with the same bytes.
     """
+    from emlens.foundation.files import require_writable
     from emlens.real.family import GROUPS, members
     from emlens.real.family_training import train_family
     from emlens.real.finding import find
 
+    require_writable(out)
     parent = Path(model) if Path(model).is_dir() else find(model)
     chosen = members(groups or GROUPS, range(seeds))
     paths = train_family(chosen, parent, out, jobs=jobs, progress=not quiet)
@@ -113,11 +117,13 @@ def demo(
     """
     from emlens.cli.study import run_and_report
     from emlens.foundation.errors import LoadError
+    from emlens.foundation.files import require_writable
     from emlens.real.demonstration import demonstration_members, write_study
     from emlens.real.family_training import train_family
     from emlens.real.fetching import fetch as fetch_model
     from emlens.real.finding import find
 
+    require_writable(out)
     try:
         parent = find("smollm2", models)
     except LoadError:

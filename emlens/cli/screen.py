@@ -114,6 +114,7 @@ def screen(
     if context.invoked_subcommand is not None:
         return
     from emlens.data import PromptSet, QuestionSet
+    from emlens.foundation.files import require_writable
     from emlens.models import load_model
     from emlens.probes import Forecaster
     from emlens.screening import ScreenOptions, screen as run_screen
@@ -122,6 +123,7 @@ def screen(
     training = _required("--training", training)
     questions = _required("--questions", questions)
     out = _required("--out", out)
+    require_writable(out)
     options = ScreenOptions(**read_settings(settings or (), SETTINGS))
     inputs: dict[str, Any] = {"direction": read_direction(direction)}
     if forecaster is not None:

@@ -69,10 +69,12 @@ def fit(
     and questions it had not seen.
     """
     from emlens.data import AlignmentScores, QuestionSet
+    from emlens.foundation.files import require_writable
     from emlens.models import load_model
     from emlens.probes import Design
     from emlens.screening import fit_screening
 
+    require_writable(out)
     vector = read_direction(direction)
     question_set, score_table = QuestionSet.from_file(questions), AlignmentScores.from_file(scores)
     runs = None if past is None else _past_runs(past)

@@ -138,7 +138,9 @@ def export(
 ) -> None:
     """Write a store's activations to one file for another tool."""
     from emlens.activations import ActivationStore, export_activations
+    from emlens.foundation.files import require_writable
 
+    require_writable(out)
     store = ActivationStore.open(directory)
     path = export_activations(store, out, layout=layout.value, position=position)
     size = path.stat().st_size

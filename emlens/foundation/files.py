@@ -2,6 +2,7 @@
 logs.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -39,6 +40,21 @@ def publishing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse an output that could not be written, before the work whose result goes there.
+
+    What is asked is the path itself, or the nearest folder above it that exists.
+
+    Raises:
+        PermissionError: it may not be written.
+    """
+    there = Path(path).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
