@@ -66,7 +66,7 @@ def _through_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 def by_rows(
     model: HookedModel, rows: Sequence[Rendered], samples: int, most: int, *, greedy: bool
 ) -> list[list[int]]:
-    """The same by `HookedModel.decode`, as `sample_answers` runs it."""
+    """The same by `HookedModel.decode`, all as one group (`sample_answers` makes two here)."""
     asked = [
         Rendered(f"{row.id}/{sample}", row.group, row.ids, row.prompt_end)
         for row in rows
