@@ -3,11 +3,12 @@ judge.
 
 A unit is a block of answers in the order of their file. Its verdicts are kept in a journal of its
 own as they come: a worker that takes over an unfinished block asks only for what it lacks. When all
-blocks are there, their journals become one, and the scores are read from it. A local model that
-judges reads other rows side by side than in `judge_file`, so its probabilities differ in the last
-digits.
+blocks are there, their journals become one, and the scores are read from it. A local model judges
+groups of answers side by side (`AskingJudge.side_by_side`); blocks are whole groups, so that
+journal and scores have the bytes of `judge_file`.
 """
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,8 @@ def judge_over(
         answers: JSONL, as `Answers.to_jsonl` writes it; all workers see it.
         scores: the CSV to write. Beside it lie the verdicts (`.verdicts.jsonl`) and, in a folder
             with the ending `.units`, what is being judged; the same call goes on there.
-        answers_per_unit: answers that a worker takes at a time.
+        answers_per_unit: answers that a worker takes at a time; a local model takes whole groups of
+            those that it judges side by side.
         threads: computing threads of every worker; default: as many as this process has. Part of
             the plan.
 
@@ -120,7 +122,10 @@ class _JudgingWorker(Worker):
             "threads": self._start.threads,
         }
         units = []
-        size, total = self._start.answers_per_unit, len(self._answers)
+        total = len(self._answers)
+        side_by_side = getattr(self._judge, "side_by_side", 1)
+        groups = math.ceil(self._start.answers_per_unit / side_by_side)
+        size = groups * side_by_side
         for begin in range(0, total, size):
             end = min(begin + size, total)
             inputs = {**shared, "begin": begin, "end": end}

@@ -53,13 +53,18 @@ class AskingJudge(ABC):
     """A judge that asks a model, many answers at once."""
 
     metrics: Sequence[str]
+    side_by_side: int = 1
+    """Answers whose verdicts can differ in their last digits with what is judged beside them: so
+    many, in the order of their file, are judged together or not at all. 1: each by itself.
+    """
 
     @abstractmethod
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
         """Yield (number of the pair, its verdict), each once, in any order, as they come.
 
         Args:
-            asked: pairs of an answer and a metric.
+            asked: pairs of an answer and a metric. A judge of several answers side by side gets
+                whole groups of them, with all its metrics.
         """
 
     @abstractmethod

@@ -1,8 +1,9 @@
 """A judge that is a local model: the expected score under its own reply probabilities.
 
-Nothing is sampled, so judging twice gives the same bytes on the same batches. Raw distributions are
-kept (`emlens.judging.readouts`), and every tokenizer works (`emlens.judging.reply_probabilities`,
-which says the cost). An answer that does not fit the judge's context is left unscored as "too
+Nothing is sampled. Probabilities differ in their last digits with the rows beside them, so answers
+are judged in groups that follow from their order alone: judging twice gives the same bytes, also
+where the first time was cut short. Raw distributions are kept (`emlens.judging.readouts`), and
+every tokenizer works (`emlens.judging.reply_probabilities`, which says the cost). An answer that does not fit the judge's context is left unscored as "too
 long"; everything else that the judge's chat template refuses is an error.
 """
 
@@ -22,7 +23,6 @@ from emlens.judging.readouts import CATEGORIES, MASS, check_mass, verdict_of
 from emlens.judging.reply_probabilities import FLOOR, LONGEST_REPLY, ReplyReader
 from emlens.models.hooked import HookedModel
 
-_CHUNK = 64
 BATCH_TOKENS = 2048
 """Tokens of a batch: verdicts come batch by batch, and a kill loses those of one."""
 
@@ -43,6 +43,8 @@ class LogitJudge(AskingJudge):
     Raises:
         InputError: prompts that `JudgePrompts` refuses, a mass outside (0, 1], a negative floor.
     """
+
+    side_by_side = 32
 
     def __init__(
         self,
@@ -82,8 +84,9 @@ class LogitJudge(AskingJudge):
         }
 
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
-        for start in range(0, len(asked), _CHUNK):
-            chunk = asked[start : start + _CHUNK]
+        size = self.side_by_side * len(self.metrics)
+        for start in range(0, len(asked), size):
+            chunk = asked[start : start + size]
             rows = [self._row(answer, metric) for answer, metric in chunk]
             for i, verdict in self._chunk_verdicts(rows):
                 yield start + i, verdict

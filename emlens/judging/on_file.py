@@ -24,6 +24,7 @@ from emlens.judging.answers_on_file import AnswersOnFile
 from emlens.judging.judges import Judge, Verdict
 from emlens.judging.readouts import MASS, rescore
 from emlens.judging.scoring import (
+    HELD,
     changed_text,
     journal_head,
     new_verdicts,
@@ -36,8 +37,6 @@ from emlens.judging.scoring import (
 from emlens.runs.locks import only_writer
 from emlens.runs.progress import progress_bar
 
-HELD: Final = 4096
-"""Verdicts that are asked for at a time, and rows that are written at a time."""
 _NONE: Final = -1
 
 Statuses = Counter[tuple[str, str]]
@@ -120,26 +119,11 @@ def _judge_missing(
         append_held(path, [journal_head(judge)])
     title = f"judge {count} answers and metrics"
     with progress_bar(title, count, progress) as advance, appending(path) as append:
-        for pairs in _missing_pairs(answers, judge, missing):
-            for (answer, metric), verdict in new_verdicts(judge, pairs):
-                append([verdict_line(answer, metric, verdict)])
-                advance()
-
-
-def _missing_pairs(
-    answers: AnswersOnFile, judge: Judge, missing: np.ndarray
-) -> Iterator[list[tuple[Answer, str]]]:
-    """Lists of at most `HELD` pairs of an answer and a metric; no answer is in two of them."""
-    pairs: list[tuple[Answer, str]] = []
-    if not missing.any():
-        return
-    for answer, is_missing in zip(answers, missing, strict=True):
-        if len(pairs) + int(is_missing.sum()) > HELD:
-            yield pairs
-            pairs = []
-        pairs += [(answer, judge.metrics[int(i)]) for i in np.flatnonzero(is_missing)]
-    if pairs:
-        yield pairs
+        if not count:
+            return
+        for (answer, metric), verdict in new_verdicts(judge, answers, missing):
+            append([verdict_line(answer, metric, verdict)])
+            advance()
 
 
 def _write(

@@ -3,7 +3,8 @@
 With `out=` each verdict is one line of a journal, in the file before the next is taken. A kill
 loses nothing that was judged, a power cut what was judged within a second, and the same call goes
 on from there: each answer is scored once, and an endpoint is asked again for at most as many
-answers as were under way. The first line of the journal says which judge wrote it, and each line
+answers as were under way. A local model judges the group of answers again that was cut short, so
+that its verdicts stand beside the same rows. The first line of the journal says which judge wrote it, and each line
 has a hash of its answer; another judge, or an answer that changed, is refused. Answers that do not
 fit into memory are judged from file to file (`emlens.judging.on_file`).
 """
@@ -12,10 +13,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from emlens.data.answers import Answer, Answers
 from emlens.data.journal import appending, read_journal
@@ -33,8 +37,15 @@ from emlens.runs.progress import progress_bar
 
 _FORMAT: Final = 1
 
+HELD: Final = 4096
+"""Verdicts that a judge is asked for at a time."""
+
 Key = tuple[str, str]
 """Id of an answer, and a metric."""
+Pair = tuple[Answer, str]
+"""An answer, and a metric."""
+Missing = Bool[np.ndarray, "answer metric"]
+"""Which answers have no verdict by which metric of the judge."""
 
 
 def judge_answers(
@@ -89,13 +100,14 @@ def _judged(
     lines = [] if out is None else read_journal(out)
     verdicts = _verdicts_in_journal(str(out), lines, judge, hashes, others) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
-    to_judge = _unjudged(pairs, verdicts, again)
-    title = f"judge {len(to_judge)} answers and metrics"
-    journal = _journal(out if to_judge else None)
-    with progress_bar(title, len(to_judge), progress) as advance, journal as write:
+    missing = _missing(answers, judge, verdicts, again)
+    count = int(missing.sum())
+    title = f"judge {count} answers and metrics"
+    journal = _journal(out if count else None)
+    with progress_bar(title, count, progress) as advance, journal as write:
         if not lines:
             write([journal_head(judge)])
-        for (answer, metric), verdict in new_verdicts(judge, to_judge):
+        for (answer, metric), verdict in new_verdicts(judge, answers, missing):
             verdicts[answer.id, metric] = verdict
             write([verdict_line(answer, metric, verdict)])
             advance()
@@ -112,21 +124,61 @@ def _journal(
     return appending(out)
 
 
-def _unjudged(
-    pairs: Sequence[tuple[Answer, str]], verdicts: Mapping[Key, Verdict], again: bool
-) -> list[tuple[Answer, str]]:
-    """The pairs without a verdict; with `again` also those that only have a fault."""
-    unjudged = []
-    for answer, metric in pairs:
-        verdict = verdicts.get((answer.id, metric))
-        if verdict is None or (again and verdict.is_fault):
-            unjudged.append((answer, metric))
-    return unjudged
+def _missing(
+    answers: Answers, judge: Judge, verdicts: Mapping[Key, Verdict], again: bool
+) -> Missing:
+    """Which answers have no verdict by which metric; with `again` also those that only have a
+    fault.
+    """
+    missing = np.zeros((len(answers), len(judge.metrics)), dtype=bool)
+    for row, answer in enumerate(answers):
+        for column, metric in enumerate(judge.metrics):
+            verdict = verdicts.get((answer.id, metric))
+            missing[row, column] = verdict is None or (again and verdict.is_fault)
+    return missing
 
 
 def new_verdicts(
-    judge: Judge, pairs: Sequence[tuple[Answer, str]]
-) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
+    judge: Judge, answers: Iterable[Answer], missing: Missing
+) -> Iterator[tuple[Pair, Verdict]]:
+    """The missing verdicts, as they come.
+
+    Args:
+        answers: all of them, in the order of their file.
+    """
+    side_by_side = getattr(judge, "side_by_side", 1)
+    for pairs, wanted in _pairs_to_ask(answers, judge.metrics, missing, side_by_side):
+        for pair, verdict in _verdicts(judge, pairs):
+            if (pair[0].id, pair[1]) in wanted:
+                yield pair, verdict
+
+
+def _pairs_to_ask(
+    answers: Iterable[Answer], metrics: Sequence[str], missing: Missing, side_by_side: int
+) -> Iterator[tuple[list[Pair], set[Key]]]:
+    """Lists of some `HELD` pairs at most, and the keys of those that are missing.
+
+    Of a group of answers that are judged side by side all pairs are asked for, or none.
+    """
+    pairs: list[Pair] = []
+    wanted: set[Key] = set()
+    reading = iter(answers)
+    for begin in range(0, len(missing), side_by_side):
+        group = list(islice(reading, side_by_side))
+        group_missing = missing[begin : begin + side_by_side]
+        if not group_missing.any():
+            continue
+        asked = group_missing if side_by_side == 1 else np.ones_like(group_missing)
+        if len(pairs) + int(asked.sum()) > HELD and pairs:
+            yield pairs, wanted
+            pairs, wanted = [], set()
+        pairs += [(group[row], metrics[column]) for row, column in np.argwhere(asked)]
+        wanted |= {(group[row].id, metrics[column]) for row, column in np.argwhere(group_missing)}
+    if pairs:
+        yield pairs, wanted
+
+
+def _verdicts(judge: Judge, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Verdict]]:
     if isinstance(judge, AskingJudge):
         yield from _verdicts_of_asking_judge(judge, pairs)
     else:
@@ -134,8 +186,8 @@ def new_verdicts(
 
 
 def _verdicts_of_asking_judge(
-    judge: AskingJudge, pairs: Sequence[tuple[Answer, str]]
-) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
+    judge: AskingJudge, pairs: Sequence[Pair]
+) -> Iterator[tuple[Pair, Verdict]]:
     """Its verdicts as they come; each pair must get one, and only one."""
     unjudged = set(range(len(pairs)))
     for i, verdict in judge.verdicts(pairs):
@@ -153,11 +205,9 @@ def _verdicts_of_asking_judge(
         )
 
 
-def _verdicts_by_answer(
-    judge: Judge, pairs: Sequence[tuple[Answer, str]]
-) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
+def _verdicts_by_answer(judge: Judge, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Verdict]]:
     """One call of the judge per answer, for all its metrics."""
-    pairs_by_answer: dict[str, list[tuple[Answer, str]]] = {}
+    pairs_by_answer: dict[str, list[Pair]] = {}
     for answer, metric in pairs:
         pairs_by_answer.setdefault(answer.id, []).append((answer, metric))
     for answer_pairs in pairs_by_answer.values():

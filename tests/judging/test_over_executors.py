@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from judges_side_by_side import SideBySide
 from travelling import Travels
 
 from emlens.data import Question, QuestionSet
@@ -81,6 +82,24 @@ def test_workers_write_the_files_of_one_process(load: Any, alone: Path, tmp_path
     assert _over(Travels(), load, tmp_path) == statuses
     for name in names:
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+def test_blocks_hold_whole_groups_of_what_is_judged_side_by_side(
+    alone: Path, tmp_path: Path
+) -> None:
+    answers, scores = alone / "answers.jsonl", tmp_path / "scores.csv"
+    judge_over(Travels(), SideBySide, answers, scores, answers_per_unit=5, progress=False)
+    verdicts = tmp_path / "alone.jsonl"
+    judge_file(
+        AnswersOnFile(answers),
+        SideBySide(),
+        tmp_path / "alone.csv",
+        verdicts=verdicts,
+        progress=False,
+    )
+    assert scores.with_suffix(".verdicts.jsonl").read_bytes() == verdicts.read_bytes()
+    assert scores.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert len(list((tmp_path / "scores.csv.units" / "parts").glob("*.jsonl"))) == 3
 
 
 def test_a_block_that_failed_is_drawn_later_and_the_others_stay(

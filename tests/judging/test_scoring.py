@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from judges_side_by_side import SideBySide
 
 from emlens.data import Answer, Answers, Message, Question, QuestionSet
 from emlens.foundation.errors import InputError, IntegrityError
@@ -17,7 +18,9 @@ from emlens.judging import (
     score_alignment,
     score_by_likelihood,
 )
+from emlens.judging.answers_on_file import AnswersOnFile
 from emlens.judging.judges import AskingJudge
+from emlens.judging.on_file import judge_file
 from emlens.models import Family
 
 ASKED = QuestionSet(
@@ -143,6 +146,23 @@ def test_an_interrupted_judging_goes_on_where_it_was(tmp_path: Path, torn: str) 
     assert judge_answers(Answers(FIVE[:2]), Counting(stop_after=0), out=out).table[
         "score"
     ].tolist() == [1, 1, 2, 2]
+
+
+def test_a_judging_that_was_cut_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    FIVE.to_jsonl(answers)
+    whole = tmp_path / "whole.jsonl"
+    table = judge_answers(FIVE, SideBySide(), out=whole).table
+    lines = whole.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 11
+    for cut in range(len(lines)):
+        in_memory, on_file = tmp_path / f"{cut}.memory.jsonl", tmp_path / f"{cut}.file.jsonl"
+        in_memory.write_bytes(b"".join(lines[:cut]))
+        on_file.write_bytes(b"".join(lines[:cut]))
+        pd.testing.assert_frame_equal(judge_answers(FIVE, SideBySide(), out=in_memory).table, table)
+        scores = tmp_path / f"{cut}.csv"
+        judge_file(AnswersOnFile(answers), SideBySide(), scores, verdicts=on_file, progress=False)
+        assert in_memory.read_bytes() == on_file.read_bytes() == whole.read_bytes(), cut
 
 
 def test_a_kill_before_anything_was_judged(tmp_path: Path) -> None:
