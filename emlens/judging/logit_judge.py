@@ -3,8 +3,9 @@
 Nothing is sampled. Probabilities differ in their last digits with the rows beside them, so answers
 are judged in groups that follow from their order alone: judging twice gives the same bytes, also
 where the first time was cut short. Raw distributions are kept (`emlens.judging.readouts`), and
-every tokenizer works (`emlens.judging.reply_probabilities`, which says the cost). An answer that does not fit the judge's context is left unscored as "too
-long"; everything else that the judge's chat template refuses is an error.
+every tokenizer works (`emlens.judging.reply_probabilities`, which says the cost). An answer that
+does not fit the judge's context is left unscored as "too long"; everything else that the judge's
+chat template refuses is an error.
 """
 
 import re

@@ -4,9 +4,9 @@ With `out=` each verdict is one line of a journal, in the file before the next i
 loses nothing that was judged, a power cut what was judged within a second, and the same call goes
 on from there: each answer is scored once, and an endpoint is asked again for at most as many
 answers as were under way. A local model judges the group of answers again that was cut short, so
-that its verdicts stand beside the same rows. The first line of the journal says which judge wrote it, and each line
-has a hash of its answer; another judge, or an answer that changed, is refused. Answers that do not
-fit into memory are judged from file to file (`emlens.judging.on_file`).
+that its verdicts stand beside the same rows. The first line of the journal says which judge wrote
+it, and each line has a hash of its answer; another judge, or an answer that changed, is refused.
+Answers that do not fit into memory are judged from file to file (`emlens.judging.on_file`).
 """
 
 import json
@@ -164,14 +164,14 @@ def _pairs_to_ask(
     wanted: set[Key] = set()
     reading = iter(answers)
     for begin in range(0, len(missing), side_by_side):
-        group = list(islice(reading, side_by_side))
         group_missing = missing[begin : begin + side_by_side]
-        if not group_missing.any():
-            continue
-        asked = group_missing if side_by_side == 1 else np.ones_like(group_missing)
-        if len(pairs) + int(asked.sum()) > HELD and pairs:
+        asked = group_missing
+        if side_by_side > 1 and group_missing.any():
+            asked = np.ones_like(group_missing)
+        if pairs and len(pairs) + int(asked.sum()) > HELD:
             yield pairs, wanted
             pairs, wanted = [], set()
+        group = list(islice(reading, side_by_side))
         pairs += [(group[row], metrics[column]) for row, column in np.argwhere(asked)]
         wanted |= {(group[row].id, metrics[column]) for row, column in np.argwhere(group_missing)}
     if pairs:

@@ -13,7 +13,7 @@ from emlens.data import AlignmentScores, Answer, Answers, score_chunks as chunks
 from emlens.data.score_chunks import scores_without_raw
 from emlens.foundation.errors import IntegrityError, StateError
 from emlens.foundation.files import write_text
-from emlens.judging import judge_answers, on_file, rescore
+from emlens.judging import judge_answers, on_file, rescore, scoring
 from emlens.judging.answers_on_file import AnswersOnFile
 from emlens.judging.judges import Verdict
 from emlens.judging.on_file import judge_file, rescore_file
@@ -38,6 +38,7 @@ class FailingJudge(QuickJudge):
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of answers, to be read and written in many small pieces."""
     monkeypatch.setattr(on_file, "HELD", 5)
+    monkeypatch.setattr(scoring, "HELD", 5)
     monkeypatch.setattr(chunks, "ROWS", 7)
     write_answers(tmp_path / "a.jsonl", COUNT)
     return tmp_path / "a.jsonl"
