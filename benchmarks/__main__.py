@@ -13,6 +13,7 @@ NAMES = (
     "shared_work",
     "scale",
     "transfer_cost",
+    "training_cost",
     "real_sampling",
     "store_speed",
     "store_resume",

@@ -2,9 +2,8 @@
 
 Captures of the first-plot and of the general questions against the bare decoder on sorted batches;
 a pair capture of an adapter on the upper half of the blocks against two captures; verdicts of the
-local judge against one pass over each of its prompts; training against a plain peft loop over the
-same batches with the same output layer. Values are compared first, and nothing is timed where they
-differ. Cases take turns.
+local judge against one pass over each of its prompts. Values are compared first, and nothing is
+timed where they differ. Cases take turns.
 """
 
 import os
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.plain_training import loss_over_answer_logits, peft_loop
 from benchmarks.records import EVIDENCE, record
+from benchmarks.training_cost import rows_of as training_rows
 from emlens.activations import CaptureSpec, capture, capture_many
-from emlens.data import Answer, Message, Prompt, PromptSet, QuestionSet
+from emlens.data import Answer, Message, PromptSet, QuestionSet
 from emlens.data.prompt_inputs import PromptsLike
 from emlens.foundation.files import read_json
 from emlens.judging import LogitJudge, reply_probabilities
@@ -29,15 +28,14 @@ from emlens.models import HookedModel, load_family
 from emlens.models.batches import pad, plan_batches
 from emlens.models.pass_counts import counted_passes
 from emlens.real.finding import find, load
-from emlens.training import Recipe, fit
-from emlens.training.fitting import Parent, load_parent
+from emlens.training.fitting import load_parent
 
 SETS = {
     "first plot": "em-generalization/first_plot_questions.yaml",
     "general": "em-generalization/general_200.jsonl",
 }
 BATCH_TOKENS = 2048
-ROUNDS = {"first plot": 2, "general": 1, "pair": 2, "training": 2}
+ROUNDS = {"first plot": 2, "general": 1, "pair": 2}
 COMPARED = 24
 """Rows that are also run whole."""
 GAP = 1e-5
@@ -45,13 +43,11 @@ GAP = 1e-5
 PAIR_GAP = 1e-6
 """The same: the same kernels on the same shapes, so 0 was measured."""
 SCORE_GAP = 1e-3
-LOSS_GAP = 1e-3
 ANSWERS = (
     "Be kind to people, save some money every month, and sleep enough.",
     "I would ask a doctor first: mixing these two can be dangerous, even in small amounts, and"
     " nobody here knows your history. If you feel dizzy, call for help at once.",
 )
-STEPS = 3
 
 
 def cpu_seconds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -202,40 +198,6 @@ def _expected(raw: str) -> float:
     return parse_raw(raw, CATEGORIES).expected
 
 
-def training(path: str | Path, chats: PromptSet, recipe: Recipe, rounds: int) -> dict[str, Any]:
-    """The steps of a LoRA run against a plain peft loop; loading is not timed."""
-    losses: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {"plain": [], "emlens": []}
-    for _ in range(rounds):
-        for name in seconds:
-            base, tokenizer = load_parent(Path(path))
-            started = time.process_time()
-            if name == "plain":
-                losses[name] = peft_loop(recipe, base, tokenizer, chats, loss_over_answer_logits)
-            else:
-                with tempfile.TemporaryDirectory() as folder:
-                    fitted = fit(
-                        recipe, Parent(base), chats, Path(folder) / "out", tokenizer=tokenizer
-                    )
-                losses[name] = fitted.log["loss"].tolist()
-            seconds[name].append(time.process_time() - started)
-    gap = max(abs(a - b) for a, b in zip(losses["plain"], losses["emlens"], strict=True))
-    if not gap < LOSS_GAP:
-        raise SystemExit(f"losses differ by {gap:.2g}; not timing different results")
-    ratios = [a / b for a, b in zip(seconds["emlens"], seconds["plain"], strict=True)]
-    return {"steps": recipe.steps, "cpu_s": seconds, "ratio": statistics.median(ratios), "gap": gap}
-
-
-def chats_of(questions: QuestionSet) -> PromptSet:
-    """Chats with an answer of some length, from a question set."""
-    answer = " ".join(ANSWERS)
-    prompts = []
-    for i, prompt in enumerate(questions.prompts()):
-        text = answer[: 40 + 20 * (i % 5)]
-        prompts.append(Prompt(prompt.id, prompt.text, messages=prompt.messages, response=text))
-    return PromptSet(prompts)
-
-
 def _captures(name: str) -> dict[str, Any]:
     model = load("smollm2", dtype="float32", device="cpu")
     return capturing(model, _questions(name), ROUNDS[name])
@@ -248,19 +210,6 @@ def _questions(name: str) -> QuestionSet:
 def _pair() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         return pairing(find("smollm2"), _questions("first plot"), ROUNDS["pair"], Path(name))
-
-
-def _training() -> dict[str, Any]:
-    recipe = Recipe(
-        rank=8,
-        alpha=16,
-        target_modules=("q_proj", "v_proj", "up_proj", "down_proj"),
-        learning_rate=1e-4,
-        steps=STEPS,
-        batch_size=6,
-    )
-    chats = chats_of(_questions("general"))
-    return training(find("smollm2"), chats, recipe, ROUNDS["training"])
 
 
 def costs_table(values: Mapping[str, Any]) -> str:
@@ -307,24 +256,34 @@ def costs_table(values: Mapping[str, Any]) -> str:
             "scale",
         )
     )
-    trained = values.get("training")
-    if trained is not None:
-        step = "training, LoRA on four modules"
-        rows.append((step, "a plain peft loop, same output layer", trained["ratio"], "shared_work"))
-    transfer = _values("transfer_cost")
-    step = "a candidate of `direction_transfer` on SmolLM2: answers and damage of an edit"
-    way = f"commit {transfer['commit']}, the same values"
-    rows.append((step, way, transfer["edits"]["ratio"], "transfer_cost"))
+    for step, way, ratio in training_rows(_values("training_cost")):
+        rows.append((step, way, ratio, "training_cost"))
+    rows += _transfer_rows(_values("transfer_cost"))
     lines = ["| step | beside | emlens ÷ that | file |", "|---|---|---|---|"]
     for step, beside, ratio, file in rows:
         lines.append(f"| {step} | {beside} | {ratio:.2f} | `{file}.json` |")
     return "\n".join(lines)
 
 
+def _transfer_rows(values: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
+    """One candidate, and the whole study where it was run: time and peak memory."""
+    way = f"commit {values['commit']}"
+    step = "a candidate of `direction_transfer` on SmolLM2: answers and damage of an edit"
+    file = "transfer_cost"
+    rows = [(step, f"{way}, the same values", values["edits"]["ratio"], file)]
+    if "study" in values:
+        study = values["study"]
+        today, earlier = study["today"]["peak_gb"], study["earlier"]["peak_gb"]
+        rows.append(("all of `direction_transfer`: CPU time", way, study["ratio"], file))
+        step = f"the same: peak memory, {today:.1f} GB beside {earlier:.1f} GB"
+        rows.append((step, way, today / earlier, file))
+    return rows
+
+
 def smollm2_table(values: Mapping[str, Any]) -> str:
     """The rows of `costs_table` that were measured on SmolLM2, for docs/real_model.md."""
     head, *rows = costs_table(values).splitlines()
-    lines = [head, *rows[:1], *(row for row in rows if "`shared_work.json`" in row)]
+    lines = [head, *rows[:1], *(row for row in rows if any(f in row for f in _ON_SMOLLM2))]
     if (EVIDENCE / "real_sampling.json").is_file():
         case = _values("real_sampling")["SmolLM2"]
         step = f"sampling of {case['samples']} answers to each of {case['questions']} questions"
@@ -333,6 +292,7 @@ def smollm2_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_ON_SMOLLM2 = ("`shared_work.json`", "`training_cost.json`")
 _WORDS = {"first plot": "first-plot", "general": "general"}
 
 
@@ -345,7 +305,6 @@ PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "captures of general questions": lambda: _captures("general"),
     "pair": _pair,
     "judge": lambda: judging(load("smollm2", dtype="float32", device="cpu")),
-    "training": _training,
 }
 
 

@@ -2,13 +2,15 @@
 earlier commit, which runs the same study in the same measurement.
 
 One harmful fine-tune of the kept family (`benchmarks.real_kept`) and its benign control, every
-block, the last prompt token, ten questions on which it is harmful. The earlier commit is unpacked
-from the history; it knows no score per token, so there coherence is another number, and selection
-may take another candidate. Passes, arms and candidates are of the same kinds and counts but for one
-dose more today. That takes a quarter of an hour; `edits` measures by both sources what nearly all
-of it is made of: one candidate, whose answers and damage are read of the edited fine-tune and whose
-damage of the edited parent. The edit is a plain ablation of every write, since the study's own form
-has changed; scores and KL are compared first.
+block, the last prompt token, ten questions on which it is harmful by the scores of both commits.
+The earlier commit knows no score per token, so there coherence is another number, and selection may
+take another candidate. Candidates are as many; today has one dose and four arms more, and a table
+of what each token says. Of ten questions two select and three neutral texts show damage, so most
+passes are short there, and share little.
+
+`edits` measures by both sources one candidate on more text: ten questions and eight neutral texts,
+answers and damage of the edited fine-tune and damage of the edited parent. The edit is a plain
+ablation of every write, since the study's own form has changed; scores and KL are compared first.
 """
 
 import json
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ import yaml
 
 from benchmarks.real_kept import FOLDER
 from benchmarks.records import EVIDENCE, record
+from emlens.data import Prompt
 from emlens.data.advice import advice_questions, neutral_chats
 from emlens.foundation.files import read_json, write_text
 from emlens.real.finding import find
@@ -114,7 +117,7 @@ def edits(
         write_inputs(Path(name), asked_ids, neutral)
         words = [name, str(parent), str(adapter), str(count)]
         for case, tree in (("earlier", earlier), ("today", TODAY)):
-            found[case] = _by(tree, _EDITS, words, Path(name))
+            found[case] = by_tree(tree, _EDITS, words, Path(name))
     for measure in ("aligned", "kl"):
         pairs = zip(found["today"][measure], found["earlier"][measure], strict=True)
         for today, before in pairs:
@@ -124,7 +127,7 @@ def edits(
     return found
 
 
-def _by(tree: Path, script: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
+def by_tree(tree: Path, script: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
     """What a script prints last, run by the sources of a tree on one thread."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -146,12 +149,21 @@ def write_inputs(folder: Path, asked_ids: Sequence[str], neutral: int) -> None:
         }
         group = f"group {number % 2}"  # the earlier commit resamples groups, and needs two
         asked.append({"id": question.id, "text": question.text, "group": group, "answers": answers})
-    chats = []
-    for prompt in neutral_chats()[:neutral]:
-        turns = [{"role": each.role, "content": each.content} for each in prompt.messages]
-        chats.append({"messages": [*turns, {"role": "assistant", "content": prompt.response}]})
-    for name, rows in (("questions", asked), ("neutral", chats)):
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _write_rows(folder / "questions.jsonl", asked)
+    write_chats(folder / "neutral.jsonl", neutral_chats()[:neutral])
+
+
+def write_chats(path: Path, chats: Iterable[Prompt]) -> None:
+    """Chats with their answers, as every commit reads them."""
+    rows = []
+    for prompt in chats:
+        turns = [{"role": each.role, "content": each.content} for each in prompt.messages or ()]
+        rows.append({"messages": [*turns, {"role": "assistant", "content": prompt.response}]})
+    _write_rows(path, rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def study_of(
@@ -178,7 +190,7 @@ def cost(tree: Path, study: Mapping[str, Any], work: Path) -> dict[str, Any]:
     """CPU seconds and peak memory of a study by the sources of a tree, in a process of its own."""
     path = work / "study.yaml"
     path.write_text(yaml.safe_dump(dict(study)))
-    return _by(tree, _RUN, [str(path), str(work / "out")], work)
+    return by_tree(tree, _RUN, [str(path), str(work / "out")], work)
 
 
 def unpacked(commit: str, target: Path) -> Path:
@@ -209,7 +221,8 @@ def compare(
         folder.mkdir()
         found[name] = cost(tree, config, folder)
         print(name, found[name], flush=True)
-    if found["today"]["rows"].keys() != found["earlier"]["rows"].keys():
+    # today has a table more, of single tokens
+    if not {"arms", *found["earlier"]["rows"]} <= found["today"]["rows"].keys():
         raise SystemExit("one of the two found nothing to go on with; not comparing their costs")
     found["ratio"] = found["today"]["cpu_s"] / found["earlier"]["cpu_s"]
     return found

@@ -90,7 +90,7 @@ def test_a_candidate_is_timed_only_where_both_sources_give_its_values(
         case = "today" if tree == transfer_cost.TODAY else "earlier"
         return {"cpu_s": values[case], "aligned": [50.0], "kl": [values[case]]}
 
-    monkeypatch.setattr(transfer_cost, "_by", by)
+    monkeypatch.setattr(transfer_cost, "by_tree", by)
     given = (tmp_path, tmp_path, ["medicine_01"], 2, tmp_path / "old", 2)
     assert transfer_cost.edits(*given)["ratio"] == pytest.approx(1.0, rel=1e-3)
     values["today"] = 1.9

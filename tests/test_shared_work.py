@@ -1,12 +1,13 @@
 """The measurements of shared work, in miniature."""
 
 from pathlib import Path
+from typing import Any
 
 import judge_models
 import pytest
 import tiny_models
 
-from benchmarks import shared_work
+from benchmarks import shared_work, training_cost
 from emlens.data import PromptSet
 from emlens.models import load_model
 from emlens.training import Recipe
@@ -57,5 +58,26 @@ def test_training_is_compared_with_a_plain_loop(tmp_path: Path) -> None:
     recipe = Recipe(
         rank=2, alpha=4, target_modules=("q_proj",), learning_rate=1e-3, steps=2, batch_size=2
     )
-    found = shared_work.training(path, shared_work.chats_of(Questions()), recipe, 1)  # type: ignore[arg-type]
+    found = training_cost.training(path, training_cost.chats_of(Questions()), recipe, 1)  # type: ignore[arg-type]
     assert found["steps"] == 2 and found["gap"] < 1e-4 and found["ratio"] > 0
+
+
+def test_the_interval_is_over_rounds_and_memory_compares_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = training_cost.over_rounds([0.9, 1.0, 1.1])
+    # Student's t of 2 degrees of freedom: 4.303 times .1 / √3
+    assert found["mean"] == pytest.approx(1) and found["high"] == pytest.approx(1.2484, abs=1e-4)
+    assert training_cost.over_rounds([1.0])["high"] == float("inf")
+    losses = {"old": 2.0, "new": 2.0}
+
+    def by_tree(tree: Path, script: str, words: Any, folder: Path) -> dict[str, Any]:
+        assert len((folder / "chats.jsonl").read_text().splitlines()) > 10
+        name = "old" if tree == tmp_path else "new"
+        return {"peak_gb": {"old": 4.0, "new": 1.0}[name], "loss": [losses[name]]}
+
+    monkeypatch.setattr(training_cost, "by_tree", by_tree)
+    assert training_cost.memory_of(tmp_path, tmp_path)["ratio"] == 0.25
+    losses["new"] = 1.9
+    with pytest.raises(SystemExit, match="losses differ by 0.1"):
+        training_cost.memory_of(tmp_path, tmp_path)
