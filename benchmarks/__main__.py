@@ -32,6 +32,7 @@ NAMES = (
     "real_screening",
     "real_guard",
     "real_over_seeds",
+    "real_layers_positions",
     "real_studies",
     "real_demo",
     "study_plan",

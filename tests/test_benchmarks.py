@@ -160,7 +160,9 @@ def test_the_gpu_table_is_skipped_in_one_line_without_a_gpu(
 
 def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
     material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
-    table = layers_positions.measure(material, "medicine-r8", k=4, draws=20, permutations=20)
+    small = {"k": 4, "draws": 20, "permutations": 20}
+    config = layers_positions.ORGANISM.model_copy(update=small)
+    table = layers_positions.measure(material, "medicine-r8", config)
     assert len(table) == 8
     measures = [
         "overlap",
@@ -170,6 +172,7 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
         "auroc",
         "auroc_null",
         "restoration",
+        "random_restoration",
         "forecast_r2",
         "forecast_p_max",
     ]
