@@ -6,7 +6,7 @@ harmful fine-tune shows and the benign one does not, so both have the same cells
 contrast: `aligned` is the logistic function of content, so 25 points are one nat where content is
 near 0. A direction from one question of each domain is removed towards the parent's mean, and
 measured on the other. The fine-tunes and what is finished lie below EMLENS_REAL_FAMILY. One seed;
-exploratory, no cell is chosen. About 5 CPU minutes.
+exploratory, no cell is chosen. About 3 CPU minutes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,20 +61,23 @@ def of_family(places: Places, case: Case = CASE) -> pd.DataFrame:
 
 
 def cells_table(values: Mapping[str, Any]) -> str:
-    """Markdown for docs/real_model.md: the measures of each cell beside their nulls."""
+    """Markdown for docs/real_model.md: measures of each cell beside the 95th percentile of a null.
+
+    The AUROC of the shift's direction is left out: its null permutes scores within domains, and
+    half of two questions of a domain is one.
+    """
     lines = [
-        "| trained on | block | position | shift | cosine | overlap (null) | AUROC (null) |"
-        " forecast R² |",
-        "|---|---|---|---|---|---|---|---|",
+        "| trained on | block | position | shift | cosine (null) | overlap (null) |"
+        " forecast R² (null) |",
+        "|---|---|---|---|---|---|---|",
     ]
     cells_of_one = len(values["cells"]) // len({row["model"] for row in values["cells"]})
     for row in values["cells"]:
         measures = [
             f"{row['shift']:.2f}",
-            f"{row['cosine']:.2f}{_star(row['cosine_p'] * cells_of_one)}",
-            f"{row['overlap']:.2f} ({row['overlap_null']:.2f}){_star(row['overlap_p_max'])}",
-            f"{row['auroc']:.2f} ({row['auroc_null']:.2f}){_star(row['auroc_p_max'])}",
-            f"{row['forecast_r2']:.2f}{_star(row['forecast_p_max'])}",
+            _beside(row, "cosine", "cosine_null", row["cosine_p"] * cells_of_one),
+            _beside(row, "overlap", "overlap_null_q95", row["overlap_p_max"]),
+            _beside(row, "forecast_r2", "forecast_null_max_q95", row["forecast_p_max"]),
         ]
         lines.append(f"| {' | '.join([*_place(row), *measures])} |")
     return "\n".join(lines)
@@ -92,11 +95,12 @@ def removed_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _star(p: float | None) -> str:
-    """A star where p, corrected over the cells of one fine-tune (the cosine's by Bonferroni), is
-    below .05.
+def _beside(row: Mapping[str, Any], name: str, null: str, p: float | None) -> str:
+    """A measure and its null; a star where p, corrected over the cells of one fine-tune (the
+    cosine's by Bonferroni), is below .05.
     """
-    return " *" if p is not None and p < 0.05 else ""
+    star = " *" if p is not None and p < 0.05 else ""
+    return f"{row[name]:.2f} ({row[null]:.2f}){star}"
 
 
 def _place(row: Mapping[str, Any]) -> Sequence[str]:

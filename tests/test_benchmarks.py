@@ -31,6 +31,7 @@ from emlens.activations.shards import TensorFile
 from emlens.foundation import InputError
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
+from emlens.studies.layer_position_grid import Options
 from emlens.studies.material_loading import load_material
 
 
@@ -162,7 +163,8 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
     material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
     small = {"k": 4, "draws": 20, "permutations": 20}
     config = layers_positions.ORGANISM.model_copy(update=small)
-    table = layers_positions.measure(material, "medicine-r8", config)
+    options = Options(flips=99)
+    table = layers_positions.measure(material, "medicine-r8", config, options)
     assert len(table) == 8
     measures = [
         "overlap",
@@ -177,6 +179,14 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
         "forecast_p_max",
     ]
     assert table[[*measures, "restoration_low", "restoration_high"]].notna().all(axis=None)
+    one = config.model_copy(update={"layers": (2,), "positions": ("last_prompt",)})
+    affine = layers_positions.measure(
+        material, "medicine-r8", one, options, shares=(0.5, 0.5), is_affine=True
+    )
+    (row,) = affine.to_dict("records")
+    assert row["n_extract"] + row["n_report"] == len(material.outside("medicine-r8"))
+    # the direction of the shift gives back more than one that was drawn
+    assert row["site"] == "resid_post.2" and row["restoration"] > row["random_restoration_high"]
 
 
 def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:

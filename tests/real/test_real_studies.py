@@ -9,11 +9,18 @@ import tiny_models
 import torch
 import yaml
 
-from benchmarks import real_guard, real_objections, real_over_seeds, real_studies
+from benchmarks import (
+    real_guard,
+    real_layers_positions,
+    real_objections,
+    real_over_seeds,
+    real_studies,
+)
 from benchmarks.real_guard import WATCHED_QUESTION, WEIGHED_QUESTIONS, WatchedRuns, numbered
 from benchmarks.real_kept import asked
 from benchmarks.real_spread import PER_DOMAIN
 from benchmarks.real_studies import Places, cases, configured, has_number, studies_table
+from emlens.data.advice import DOMAINS
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.interventions.lora import LoraAdapter
@@ -50,6 +57,34 @@ def test_studies_over_seeds_name_every_seed_and_the_runs_that_kept_checkpoints(
     (first, second) = config.options["general_vs_narrow"]["pairs"]
     assert first == ["harmful-medicine@0", "narrow-medicine@0"]
     assert second == ["harmful-medicine@1", "narrow-medicine@1"]
+
+
+def test_the_grid_asks_a_harmful_and_a_benign_fine_tune_the_same(tmp_path: Path) -> None:
+    places = Places(tmp_path, tmp_path, tmp_path, real_layers_positions.LAYERS)
+    config = read_config(configured(real_layers_positions.CASE, places, tmp_path / "grid"))
+    assert config.study == "layer_position_grid" and config.layers == (4, 14, 24)
+    assert list(config.family.finetuned) == ["harmful-medicine@0", "benign-medicine@0"]
+    assert len(asked(real_layers_positions.CASE.per_domain, DOMAINS)) == 24
+
+
+def test_a_star_stands_where_p_is_corrected_over_the_cells_of_one_fine_tune() -> None:
+    cell = {"shift": 0.1, "cosine": 0.9, "cosine_null": 0.5, "cosine_p": 0.03}
+    cell |= {"overlap": 0.8, "overlap_null_q95": 0.7, "overlap_p_max": 0.06}
+    cell |= {"forecast_r2": -0.2, "forecast_null_max_q95": 0.1, "forecast_p_max": None}
+    cell |= {"position": "last_prompt"}
+    for name in ("aligned_change", "random_aligned_change"):
+        cell |= {name: 1.0, f"{name}_low": -0.5, f"{name}_high": 2.5}
+    models = ("harmful-medicine@0", "benign-medicine@0")
+    cells = [{**cell, "model": model, "site": "resid_post.14"} for model in models]
+    one = real_layers_positions.cells_table({"cells": cells})
+    assert (
+        "| harmful | 14 | `last_prompt` | 0.10 | 0.90 (0.50) * | 0.80 (0.70) | -0.20 (0.10) |"
+        in one
+    )
+    two = real_layers_positions.cells_table({"cells": [*cells, *cells]})
+    assert "| benign | 14 | `last_prompt` | 0.10 | 0.90 (0.50) | 0.80 (0.70) |" in two
+    removed = real_layers_positions.removed_table({"cells": cells})
+    assert "| benign | 14 | `last_prompt` | +1.0 [-0.5, +2.5] | +1.0 [-0.5, +2.5] |" in removed
 
 
 def test_a_change_point_without_a_place_is_a_dash() -> None:
