@@ -265,7 +265,7 @@ def guard_table(values: Mapping[str, Any]) -> str:
 
 def course_table(values: Mapping[str, Any]) -> str:
     """Markdown for docs/real_model.md: cosine and content along each harmful run."""
-    steps = list(values["harmful"][0]["content"])
+    steps = sorted(values["harmful"][0]["content"], key=int)  # names, as JSON has them
     lines = [
         f"| seed | what | {' | '.join(f'step {step}' for step in steps)} |",
         f"|---|---|{'---|' * len(steps)}",

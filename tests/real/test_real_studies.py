@@ -1,5 +1,6 @@
 """Measurements of studies and of the guard on the real family: what is asked, and what is read."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -156,6 +157,8 @@ def test_a_harmful_run_is_judged_by_alarm_against_loss() -> None:
     shown = real_guard.guard_table(found)
     assert "| harmful, seed 0 | 2 | 8 | +6 |" in shown and "never" in shown
     assert "| 0 | content against step 0 | +0.00 | -0.20 |" in real_guard.course_table(found)
+    as_written = json.loads(json.dumps(found, sort_keys=True))
+    assert "step 0 | step 8 | step 24 |" in real_guard.course_table(as_written)
 
 
 def test_what_is_watched_weighed_and_extracted_are_other_questions() -> None:
