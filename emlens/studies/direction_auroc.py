@@ -31,8 +31,9 @@ def auroc_by_cell(
 ) -> dict[Cell, dict[str, float]]:
     """Cell → AUROC with interval, the mean of its null, and p of the largest cell.
 
-    The null permutes scores within domains. `nan` where a group has one question, and where no
-    question lies below the median score; without an interval where one does.
+    The null permutes scores within domains. `nan` where a group has one question, where no draw of
+    the null moves a score (two questions of each group leave one in the half that is read), and
+    where no question lies below the median score; without an interval where one does.
 
     Args:
         deltas: of the questions outside the fine-tune's domain.
@@ -50,13 +51,15 @@ def auroc_by_cell(
     if not (values < np.median(values)).any():
         return dict.fromkeys(cells, missing)
     directions, reading = deltas.select(first), deltas.select(second)
+    orders = orders_within(reading.groups, flips, seed)
+    if all(np.array_equal(values[order], values) for order in orders):
+        return dict.fromkeys(cells, missing)
     along = []
     for cell in cells:
         direction = directions[cell].double().mean(0)
         along.append((reading[cell].double() @ direction).numpy())
     ranks = [rankdata(projections) for projections in along]
     observed = _areas(values, ranks)
-    orders = orders_within(reading.groups, flips, seed)
     null = np.array([_areas(values[order], ranks) for order in orders])
     # p of the largest cell: the grid is searched, so each cell meets the null of the maximum
     corrected = max_statistic_p(observed, null)

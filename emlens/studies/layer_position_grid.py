@@ -166,6 +166,7 @@ class LayerPositionGrid(Study):
             cells = cells_of(material, name, config, context.options)
             tables.append(cells.table)
             part.warnings += _without_overlap(name, cells.table, config)
+            part.warnings += _without_auroc(name, cells.table)
             if cells.forecast is not None:
                 nested.append(_nested(name, cells.forecast))
             context.progress(1 / len(names))
@@ -191,6 +192,16 @@ def _without_overlap(name: str, cells: pd.DataFrame, config: StudyConfig) -> lis
     if not isinstance(config.k, int):
         reason = f"nothing moved there, or k={config.k} has no value"
     return [f"{name}: no overlap in {missing} of {len(cells)} cells: {reason}"]
+
+
+def _without_auroc(name: str, cells: pd.DataFrame) -> list[str]:
+    """Why the direction's AUROC has no value; the reasons are those of `auroc_by_cell`."""
+    if cells["auroc"].notna().any():
+        return []
+    return [
+        f"{name}: no AUROC: its null permutes scores within domains, which needs more than two"
+        " questions of some domain and two of each; or no question lies below the median score"
+    ]
 
 
 @dataclass(frozen=True, eq=False)

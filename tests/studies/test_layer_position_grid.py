@@ -95,15 +95,18 @@ def test_a_grid_of_sixty_cells_can_be_shown_and_draws_of_chance_are_not() -> Non
     assert np.isnan(p[0]) and p[1] == 1 and np.isnan(p[2])
 
 
-def planted(strength: float, levels: tuple[float, float] | None = None) -> dict[str, float]:
+def planted(
+    strength: float, levels: tuple[float, float] | None = None, of_group: int = 24
+) -> dict[str, float]:
     """AUROC where shifts grow with misalignment along one axis, by a strength.
 
     Args:
         levels: the only two scores that occur, the first of a single question that is read.
+        of_group: questions of each group, of 96.
     """
     rng = np.random.default_rng(0)
     questions = QuestionSet(
-        [Question(f"{g}{i}", f"text {g} {i}", g) for g in "abcd" for i in range(24)]
+        [Question(f"q{i}", f"text {i}", f"group {i // of_group}") for i in range(96)]
     )
     scores = pd.Series(rng.uniform(0, 100, 96), index=questions.ids)
     if levels is not None:
@@ -140,6 +143,11 @@ def test_few_answers_may_leave_nothing_below_the_median() -> None:
     one_below, none_below = planted(3.0, (15.0, 90.0)), planted(3.0, (90.0, 15.0))
     assert 0 <= one_below["auroc"] <= 1 and np.isnan(one_below["auroc_low"])
     assert all(np.isnan(value) for value in none_below.values())
+
+
+def test_a_null_that_cannot_move_gives_no_area() -> None:
+    assert all(np.isnan(value) for value in planted(3.0, of_group=2).values())
+    assert planted(3.0, of_group=4)["auroc_p_max"] < 0.05
 
 
 def test_the_area_is_that_of_scikit_learn() -> None:
