@@ -171,9 +171,16 @@ class CaptureJob:
         return layout
 
     def run(
-        self, unit: CaptureUnit, model: HookedModel, advance: Advance = lambda: None
+        self,
+        unit: CaptureUnit,
+        model: HookedModel,
+        advance: Advance = lambda: None,
+        found: Callable[[float], Any] = lambda batches: None,
     ) -> dict[str, Any]:
         """Run one unit and publish its shard; one that is complete is not run again.
+
+        Args:
+            advance: called after each batch. found: called with the batches of a complete shard.
 
         Returns:
             JSON-ready: `unit`, `rows`, `batches`, `reused`, and for a store `path` and `bytes`.
@@ -194,8 +201,7 @@ class CaptureJob:
                     stack.enter_context(_lock(output.directory, alone=False))
             reused = output.has_shard(self.layout, unit.shard, thorough=True)
             if reused:
-                for _ in range(self.batch_count(unit)):
-                    advance()
+                found(self.batch_count(unit))
             else:
                 self._run_until_complete(unit, output, model, advance)
         record: dict[str, Any] = {

@@ -170,7 +170,7 @@ def _capture_now(
     ):
         while units:  # once more where a batch was cut after another model had run it whole
             for unit in units:
-                job.run(unit, models[unit.model], advance)
+                job.run(unit, models[unit.model], advance, advance.found)
             units = job.missing()
         return job.finish()
 

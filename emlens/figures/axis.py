@@ -53,7 +53,10 @@ class Axis:
         numbers = np.unique(numbers[np.isfinite(numbers)])  # ascending
         are_whole = bool(len(numbers)) and bool((numbers == np.round(numbers)).all())
         if are_whole and len(numbers) <= MOST_WHOLE_TICKS:
-            return {"tickvals": numbers.tolist(), "ticktext": [f"{v:.0f}" for v in numbers]}
+            return {
+                "tickvals": numbers.tolist(),
+                "ticktext": [cell_text(float(v)) for v in numbers],
+            }
         if not are_whole and _spans_magnitudes(numbers):
             return {"type": "log"}
         return {"nticks": MOST_TICKS}

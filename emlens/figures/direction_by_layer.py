@@ -143,7 +143,8 @@ def _add_coherence(figure: go.Figure, table: pd.DataFrame) -> None:
 
 
 def _shade_last_layer(figure: go.Figure, table: pd.DataFrame) -> None:
-    for layer in table.loc[table["last"].astype(bool), "layer"]:
+    last = table.loc[table["last"].astype(bool), "layer"]
+    for layer in sorted(set(last))[-1:]:
         for row in (RESTORATION, COSINE, COHERENCE):
             figure.add_vrect(
                 x0=layer - 0.35,

@@ -16,6 +16,7 @@ COLUMNS = ("model", "parent", "held_out", "id", "group", "text", "target", "pred
 NEED = TableNeed(
     "forecast_predictions",
     COLUMNS,
+    is_thinned=True,
     fixed={"model": "", "parent": "", "held_out": "question", "text": ""},
 )
 SUMMARY_COLUMNS = ("r2", "r2_low", "r2_high", "spearman")
@@ -127,7 +128,7 @@ KIND = TableKind(
     reads=(
         NEED,
         TableNeed("forecast", is_required=False),
-        TableNeed("questions", is_required=False),
+        TableNeed("questions", is_required=False, is_thinned=True),
     ),
     draw_figure=_draw,
     facets_by=("model", "parent", "held_out"),

@@ -14,7 +14,7 @@ from emlens.figures.notes import add_note_if_undefined, add_notes
 from emlens.figures.plot_columns import PlotColumns
 from emlens.figures.style import GREY, apply_layout
 from emlens.figures.tables import error_bars
-from emlens.figures.thinning import evenly
+from emlens.figures.thinning import evenly, thinned
 
 MOST_ROWS = 80
 ROW = 34
@@ -29,6 +29,7 @@ def forest(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
     Groups are beside each other within a row.
     """
     table, names, note = _at_most(table, columns.x)
+    table, thinning_note = thinned(table, columns.x)
     places = {key: len(names) - 1 - i for i, key in enumerate(names)}
     groups = groups_of(table, columns.colour)
     figure = go.Figure()
@@ -39,7 +40,7 @@ def forest(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
             _add_null(figure, group.rows[columns.null], y, i, len(groups))
         _add_group(figure, group, columns, y)
     add_note_if_undefined(figure, table[columns.y])
-    add_notes(figure, note, unlisted_note(groups))
+    add_notes(figure, note, thinning_note, unlisted_note(groups))
     figure.update_xaxes(title_text=columns.y_label, zeroline=True)
     figure.update_yaxes(
         tickvals=list(places.values()),
@@ -50,7 +51,7 @@ def forest(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
         figure,
         _height(len(names), len(groups)),
         legend=needs_legend(groups, columns.null),
-        title_lines=int(bool(note)),
+        title_lines=int(bool(note or thinning_note)),
     )
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from emlens.figures.kinds import MOST_IN_MESSAGE, NAME, Facet, Kind, Tables, combinations
+from emlens.figures.notes import add_left_out
 from emlens.figures.plot_columns import PlotColumns, columns_of, require_numbers
+from emlens.figures.thinning import few_names
 from emlens.foundation.errors import InputError
 from emlens.results import Plot
 
@@ -19,10 +22,12 @@ class GenericKind(Kind):
     Args:
         name: of the kind.
         draw_figure: the figure of a table.
+        bounds_x: whether different x are as costly as different groups.
     """
 
     name: str
     draw_figure: Callable[[pd.DataFrame, PlotColumns], go.Figure]
+    bounds_x: bool = False
 
     def required_tables(self, plot: Plot) -> tuple[str, ...]:
         return (plot.table,)
@@ -46,7 +51,9 @@ class GenericKind(Kind):
         if plot.facet:
             table = _rows_of_facet(table, self.facet_columns(plot), facet)
         require_numbers(table, columns, name)
-        return self.draw_figure(table.reset_index(drop=True), columns)
+        names = [columns.colour, columns.x if self.bounds_x else ""]
+        table, note = few_names(table, filter(None, names), len(table))
+        return add_left_out(self.draw_figure(table.reset_index(drop=True), columns), note)
 
     def is_wide(self, figures: int) -> bool:
         return figures == 1
@@ -63,6 +70,12 @@ def _generic_label(column: str, value: str) -> str:
 def _rows_of_facet(
     table: pd.DataFrame, columns: tuple[str, ...], facet: tuple[str, ...] | None
 ) -> pd.DataFrame:
+    if facet is not None and len(facet) == len(columns):
+        is_in_facet = np.ones(len(table), dtype=bool)
+        for name, text in zip(columns, facet, strict=True):
+            is_in_facet &= (table[name].map(str) == text).to_numpy()
+        if is_in_facet.any():
+            return table[is_in_facet]
     column = " ".join(columns)
     rows = table[list(columns)].itertuples(index=False)
     texts = pd.Series([", ".join(map(str, row)) for row in rows], table.index, dtype=object)

@@ -133,7 +133,7 @@ def _colour_axis(values: Array, name: str) -> dict[str, Any]:
         scale, low, high = DIVERGING, -max(-low, high), max(-low, high)
     if high <= low:
         high = low + 1
-    middle = (low + high) / 2
+    middle = low / 2 + high / 2
     ticks = [f"{name} {four_digits(low)}", four_digits(middle), four_digits(high)]
     bar = colour_bar([low, middle, high], ticks)
     return {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar}
@@ -171,7 +171,7 @@ def _cell_texts(cells: _Cells) -> list[list[str]] | None:
 
 
 def _number(value: float) -> str:
-    return four_digits(round(value, 2)) if np.isfinite(value) else ""
+    return four_digits(round(float(value), 2)) if np.isfinite(value) else ""
 
 
 def _null(value: float) -> str:
@@ -190,4 +190,4 @@ def _names(column: pd.Series) -> dict[str, str]:
     return names_of(column)
 
 
-KIND = GenericKind("heatmap", heatmap)
+KIND = GenericKind("heatmap", heatmap, bounds_x=True)

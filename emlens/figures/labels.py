@@ -13,6 +13,8 @@ import numpy as np
 
 LONGEST_LABEL = 40
 LONGEST_HOVER = 400
+LONGEST_NUMBER = 1e9
+"""Numbers from here on are written with an exponent: 1e308 has 309 digits."""
 HOVER_WIDTH = 56
 BLANKS = "\t\n\r\u2028\u2029"
 UNPRINTABLE = ("Cc", "Cf", "Cs")
@@ -70,7 +72,7 @@ def _wrapped(text: str, width: int) -> str:
 
 def number(value: float, digits: int = 2) -> str:
     """Fixed digits with a true minus sign; nothing is minus zero."""
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" if abs(value) < LONGEST_NUMBER else f"{value:.4g}"
     is_zero = not text.strip("-0.")
     return text.lstrip("-") if is_zero else text.replace("-", "−")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.kinds import Facet
+from emlens.figures.kinds import Facet, combinations
 from emlens.figures.labels import interval, number, position_name
 from emlens.figures.question_points import add_question_points
 from emlens.figures.relation_by_layer import relation_by_layer
@@ -19,8 +19,9 @@ from emlens.figures.style import (
     rgba,
     row_spacing,
 )
-from emlens.figures.table_kinds import TableKind, TableNeed, models_in
+from emlens.figures.table_kinds import TableKind, TableNeed
 from emlens.figures.tables import distinct, layers_in, require_columns, rows_where
+from emlens.figures.thinning import thinned
 
 NAME = "overlap_against_shift"
 COLUMNS = (
@@ -126,6 +127,7 @@ def overlap_against_shift(
 
 def _add_random_subspace(figure: go.Figure, prompts: pd.DataFrame, row: int) -> None:
     """The control: the same prompts against a random subspace."""
+    prompts, _ = thinned(prompts, "group", "cosine_to_mean_train")
     figure.add_scatter(
         x=prompts["random_overlap"],
         y=prompts["cosine_to_mean_train"],
@@ -168,8 +170,13 @@ def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
     if "layer" not in shifts.columns:
         return []
     facets = []
-    for model in models_in(shifts):
-        layer = middle_layer(shifts, model)
+    middle = _middle(layers_in(shifts))
+    layers_of: dict[str, list[int]] = {}
+    for model, text in combinations(shifts, ("model", "layer")):
+        layers_of.setdefault(model, []).append(int(float(text)))
+    for model, layers in layers_of.items():
+        of_model = sorted(layers)
+        layer = middle if middle in of_model else _middle(of_model)
         facets.append(Facet((model, MIDDLE), f"{model}, layer {layer}"))
         facets.append(Facet((model, ALL), f"{model}, all layers"))
     return facets
@@ -177,7 +184,10 @@ def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
 
 KIND = TableKind(
     name=NAME,
-    reads=(TableNeed("shifts", COLUMNS), TableNeed("overlap_shift", RELATION_COLUMNS)),
+    reads=(
+        TableNeed("shifts", COLUMNS, is_thinned=True),
+        TableNeed("overlap_shift", RELATION_COLUMNS),
+    ),
     draw_figure=_draw,
     facets_by=("model", "layers"),
     list_facets=_facets,

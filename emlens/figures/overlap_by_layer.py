@@ -278,10 +278,10 @@ def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
     facets = []
     layers = tables.get("overlap_layers", pd.DataFrame())
     tested = set(combinations(layers, names))
-    for model, position in combinations(tables["overlap"], names):
-        here = tables["overlap"]
-        here = here[(here["model"].astype(str) == model) & (here["position"] == position)]
-        centers = [center for (center,) in combinations(here, ("center",))]
+    centers_of: dict[tuple[str, str], list[str]] = {}
+    for model, position, center in combinations(tables["overlap"], (*names, "center")):
+        centers_of.setdefault((model, position), []).append(center)
+    for (model, position), centers in centers_of.items():
         if (model, position) in tested:
             centers.insert(0, VARIANCE)
         for center in centers:

@@ -38,6 +38,12 @@ def question_changes(questions: pd.DataFrame, *, model: str, before: str = "inst
             " drawn; judge its answers too"
         )
     parent = rows_where(questions, "model", before, NAME).set_index("question")
+    if not parent.index.is_unique:
+        twice = parent.index[parent.index.duplicated()][0]
+        raise InputError(
+            f"{NAME}: the parent {before!r} has several rows for question"
+            f" {str(twice)[:40]!r}; pass one row for each"
+        )
     table = after[~after["trained"].astype(bool)].rename(columns={"question": "id"})
     table = table.assign(before=parent["aligned"].reindex(table["id"]).to_numpy())
     if "answer" in table.columns:
@@ -68,7 +74,10 @@ def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
 
 KIND = TableKind(
     name=NAME,
-    reads=(TableNeed("questions", COLUMNS), TableNeed("models", ("model", "kind"))),
+    reads=(
+        TableNeed("questions", COLUMNS, is_thinned=True),
+        TableNeed("models", ("model", "kind")),
+    ),
     draw_figure=_draw,
     facets_by=("model",),
     list_facets=_facets,

@@ -8,9 +8,14 @@ import plotly.graph_objects as go
 
 from emlens.figures.kinds import MOST_IN_MESSAGE, NAME, Facet, Kind, Tables, combinations
 from emlens.figures.labels import position_name
+from emlens.figures.notes import add_left_out
 from emlens.figures.tables import require_columns
+from emlens.figures.thinning import MOST_NAMES, few_names
 from emlens.foundation.errors import InputError
 from emlens.results import Plot
+
+QUESTION_COLUMNS = ("id", "question", "text", "answer")
+"""They name points, of which a figure has many, and no rows or panels."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class TableNeed:
         table: its name in the study that writes it.
         columns: those that must be there.
         is_required: whether there is no figure without it.
+        is_thinned: whether its rows are questions, which the figure itself thins.
         fixed: column → its value where the table has no such column, because it is of one model
             alone, as the functions of `emlens.evaluation` and `emlens.probes` return it.
     """
@@ -28,6 +34,7 @@ class TableNeed:
     table: str
     columns: tuple[str, ...] = ()
     is_required: bool = True
+    is_thinned: bool = False
     fixed: Mapping[str, str] = field(default_factory=dict)
 
     def filled(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +92,13 @@ class TableKind(Kind):
                 require_columns(frames[need.table], need.columns, self.name)
         values = self._chosen(tables, plot, facet)
         options = dict(zip(self.facets_by, values, strict=True))
-        return self.draw_figure(*(frames.get(need.table) for need in self.reads), **options)
+        notes = []
+        for need in self.reads:
+            if need.table in frames:
+                frames[need.table], note = _bounded(frames[need.table], need, options)
+                notes.append(note)
+        figure = self.draw_figure(*(frames.get(need.table) for need in self.reads), **options)
+        return add_left_out(figure, *notes)
 
     def is_wide(self, figures: int) -> bool:
         return self.is_full_width
@@ -122,6 +135,32 @@ class TableKind(Kind):
             f" and {received}; pass one of {', '.join(map(repr, values[:MOST_IN_MESSAGE]))}"
             " as facet="
         )
+
+
+def _bounded(
+    table: pd.DataFrame, need: TableNeed, facet: Mapping[str, str]
+) -> tuple[pd.DataFrame, str]:
+    """The rows whose names a figure has room for, those of its facet first, and a note."""
+    if len(table) <= MOST_NAMES:
+        return table, ""
+    columns = [name for name in need.columns or table.columns if name in table.columns]
+    chosen = pd.Series(True, table.index)
+    for name, value in facet.items():
+        if name in table.columns:
+            chosen &= table[name].map(str) == value
+    ordered = pd.concat([table[chosen], table[~chosen]])
+    names = [c for c in columns if c not in facet and _holds_names(table[c])]
+    if need.is_thinned:
+        names = [name for name in names if name not in QUESTION_COLUMNS]
+        few, note = few_names(ordered, names, len(table))
+    else:
+        few, note = few_names(ordered, names)
+    return (few, note) if note else (table, "")
+
+
+def _holds_names(column: pd.Series) -> bool:
+    """Whether a column holds texts, or the numbers of layers."""
+    return column.name == "layer" or not pd.api.types.is_numeric_dtype(column)
 
 
 def model_and_position(model: str, position: str) -> str:

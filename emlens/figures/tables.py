@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
+
+MOST_IN_MESSAGE = 40
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
@@ -18,12 +21,19 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], figure: str) ->
     if missing:
         raise InputError(
             f"{figure}: the table has no column {', '.join(missing)};"
-            f" it has {', '.join(map(str, table.columns)) or 'none'}",
+            f" it has {_some(table.columns) or 'none'}",
             name=missing[0],
             known=table.columns,
         )
     if not len(table):
         raise InputError(f"{figure}: the table has no rows; pass one with at least one measurement")
+
+
+def _some(names: Iterable[object]) -> str:
+    """The first names and how many more there are: a message stays a line."""
+    texts = [one_line(str(name), 60) for name in names]
+    more = len(texts) - MOST_IN_MESSAGE
+    return ", ".join(texts[:MOST_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
 def rows_where(table: pd.DataFrame, column: str, value: object, figure: str) -> pd.DataFrame:
@@ -37,13 +47,12 @@ def rows_where(table: pd.DataFrame, column: str, value: object, figure: str) -> 
         if len(present) > 1:
             raise InputError(
                 f"{figure}: the table holds several values of {column}"
-                f" ({', '.join(map(str, present))}); pass {column}="
+                f" ({_some(present)}); pass {column}="
             )
         return table
     if value not in present:
         raise InputError(
-            f"{figure}: {column}={value!r} is not in the table;"
-            f" it holds {', '.join(map(str, present))}",
+            f"{figure}: {column}={value!r} is not in the table; it holds {_some(present)}",
             name=value,
             known=present,
         )

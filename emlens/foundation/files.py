@@ -48,13 +48,26 @@ def require_writable(path: str | Path) -> None:
     What is asked is the path itself, or the nearest folder above it that exists.
 
     Raises:
+        InputError: what exists above it is a file.
         PermissionError: it may not be written.
+        OSError: it lies on a file system that is mounted read-only.
     """
     there = Path(path).absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
+    is_above = there != Path(path).absolute()
+    if is_above and not there.is_dir():
+        raise InputError(f"{path}: {there} is a file; pass a path whose folder can be made")
     if not os.access(there, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        reason = errno.EROFS if _is_mounted_read_only(there) else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(path))
+
+
+def _is_mounted_read_only(path: Path) -> bool:
+    """Whether a path lies on a read-only file system; False where the system cannot say."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """A progress bar on stderr with the time left; lines about finished work where nobody watches.
 
 The time left is what remains divided by the mean rate since this bar began. What was done before
-(`done`, work found finished on disk) moves the bar but says nothing about the rate; before the
+(`done` and `found`, work found finished on disk) moves the bar but says nothing about the rate;
+before the
 first step no time is shown, and while a step takes long the estimate grows.
 """
 
@@ -32,6 +33,7 @@ class _Log:
     def __init__(self, title: str, total: float, done: float):
         self._title, self._total, self._done = title, total, done
         self._completed = done
+        self._has_spoken = False
         self._parts_have_names = False
         self._tenths_said = self._tenths()
         self._began = self._said = time.monotonic()
@@ -40,14 +42,24 @@ class _Log:
         """Say how far the work is, at most once a tenth and once a while."""
         self._completed += amount
         now = time.monotonic()
-        is_new = self._tenths() > self._tenths_said and now - self._said >= _QUIET_SECONDS
+        is_due = now - self._said >= _QUIET_SECONDS
+        if self._has_spoken and self._tenths() == 10:
+            is_due = True  # who read that work began reads that it ended
+        is_new = self._tenths() > self._tenths_said and is_due
         if self._parts_have_names or not is_new:
             return
         self._tenths_said, self._said = self._tenths(), now
         elapsed = now - self._began
         left = seconds_left(self._total, self._completed, self._done, elapsed) or 0.0
-        share = self._completed / self._total
-        self._say(f"{share:.0%} after {_clock(elapsed)}, {_clock(left)} left")
+        self._has_spoken = True
+        percent = _floor(100 * self._completed / self._total)
+        self._say(f"{percent}% after {_clock(elapsed)}, {_clock(left)} left")
+
+    def found(self, amount: float) -> None:
+        """Count work that was finished before."""
+        self._done += amount
+        self._completed += amount
+        self._tenths_said = self._tenths()
 
     def begun(self, name: str) -> None:
         self._parts_have_names = True
@@ -56,7 +68,7 @@ class _Log:
         self._say(f"{name}, {_clock(seconds)}")
 
     def _tenths(self) -> int:
-        return int(10 * self._completed / self._total) if self._total else 0
+        return _floor(10 * self._completed / self._total) if self._total else 0
 
     def _say(self, line: str) -> None:
         sys.stderr.write(f"{one_line(f'{self._title}: {line}')}\n")
@@ -69,6 +81,8 @@ class Advance:
     Args:
         step: advances the bar by an amount, of which so many units were made.
         begun: shows the name of the part that began. ended: says that it ended.
+        found: counts an amount that was finished before.
+        room: the amount that remains; more than that is never counted.
     """
 
     def __init__(
@@ -76,12 +90,26 @@ class Advance:
         step: Callable[[float, int], None] | None = None,
         begun: Callable[[str], None] | None = None,
         ended: Callable[[str, float], None] | None = None,
+        found: Callable[[float], None] | None = None,
+        room: float = 0.0,
     ):
         self._step, self._begun, self._ended = step, begun, ended
+        self._found, self._room = found, room
 
     def __call__(self, amount: float = 1.0, made: int = 0) -> None:
         if self._step is not None:
-            self._step(amount, made)
+            self._step(self._within(amount), made)
+
+    def found(self, amount: float) -> None:
+        """Move the bar by work that was finished before, which says nothing about the rate."""
+        if self._found is not None:
+            self._found(self._within(amount))
+
+    def _within(self, amount: float) -> float:
+        """The amount, or what remains: what is done twice is not counted twice."""
+        amount = min(amount, self._room)
+        self._room -= amount
+        return amount
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -117,7 +145,7 @@ def progress_bar(
     if not sys.stderr.isatty():
         log = _Log(title, total, done)
         with _opened():
-            yield Advance(log.step, log.begun, log.ended)
+            yield Advance(log.step, log.begun, log.ended, log.found, total - done)
         return
     from rich.console import Console
     from rich.progress import (
@@ -131,9 +159,12 @@ def progress_bar(
     )
     from rich.text import Text
 
+    found_in_all = 0.0
+
     class TimeLeftColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            seconds = seconds_left(task.total or 0.0, task.completed, done, task.elapsed or 0.0)
+            before = done + found_in_all
+            seconds = seconds_left(task.total or 0.0, task.completed, before, task.elapsed or 0.0)
             clock = "--:--" if seconds is None else _clock(seconds)
             return Text(f"{clock} left", style="progress.remaining")
 
@@ -156,6 +187,11 @@ def progress_bar(
         task = bar.add_task(title, total=total, completed=done, made=0)  # type: ignore[arg-type]  # rich computes with floats
         made_in_all = 0
 
+        def found(amount: float) -> None:
+            nonlocal found_in_all
+            found_in_all += amount
+            bar.update(task, advance=amount)
+
         def step(amount: float, made: int) -> None:
             nonlocal made_in_all
             made_in_all += made
@@ -165,7 +201,7 @@ def progress_bar(
             bar.update(task, description=f"{title}: {name}")
 
         with _opened():
-            yield Advance(step, named)
+            yield Advance(step, named, found=found, room=total - done)
 
 
 @contextmanager
@@ -177,6 +213,11 @@ def _opened() -> Iterator[None]:
         yield
     finally:
         _open -= 1
+
+
+def _floor(number: float) -> int:
+    """The whole number below; sums of shares may lack the last digit."""
+    return int(number + 1e-6)
 
 
 def _clock(seconds: float) -> str:

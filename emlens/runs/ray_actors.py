@@ -180,6 +180,7 @@ class _Crew:
                         elif outcome is Outcome.HELD:
                             retry_at[step.id] = time.monotonic() + _LOOK
                     elif step == "finish" and _is_finished(state, outcome):
+                        advance(total - shown)
                         return Report(directory, state.answers(), tuple(done_ids))
                 now = state.cost_answered()
                 advance(now - shown)

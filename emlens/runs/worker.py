@@ -281,11 +281,13 @@ def work_through(
             state.raise_if_given_up()
             outcome = state.finish(worker)
             if outcome.has_result:
+                cost.finish()
                 return done_ids
             if outcome is Outcome.GIVEN_UP:
                 state.raise_unfinished()
             outcomes.append(outcome)
             state.forget_answers()
+        cost.update()  # what other workers answered
         if all(outcome is Outcome.HELD for outcome in outcomes):
             # Only other workers got anywhere: wait, longer each time.
             wait = min(2 * wait, _LONGEST_WAIT)
@@ -306,3 +308,7 @@ class _CostShown:
         cost = self._state.cost_answered()
         self._advance(cost - self._shown)
         self._shown = cost
+
+    def finish(self) -> None:
+        """Every unit is answered, by whichever worker."""
+        self._advance(sum(unit.cost for unit in self._state.plan.units) - self._shown)

@@ -3,7 +3,7 @@ finishes from where it was.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from emlens.results.study_result import Finding, Part, StudyResult, refuse_other
 from emlens.results.tables import Table, check_tables
 from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
-from emlens.runs.progress import progress_bar
+from emlens.runs.progress import Advance, progress_bar
 from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material
@@ -166,7 +166,7 @@ def _run_parts(
                 }
             material = study.after(context, part)
             parts[name] = part
-            share.finish()
+            share.finish(found=name not in log.done)
     return parts, material
 
 
@@ -342,7 +342,7 @@ class PartProgress:
     The shares of a part sum to 1; what is over is cut off, and `finish` adds what is missing.
     """
 
-    def __init__(self, bar: Callable[[float], None], cost: float):
+    def __init__(self, bar: Advance, cost: float):
         self._bar = bar
         self._cost = cost
         self._remaining = 1.0
@@ -352,6 +352,14 @@ class PartProgress:
         self._remaining -= share
         self._bar(share * self._cost)
 
-    def finish(self) -> None:
-        """The part is done, whatever it reported."""
-        self(self._remaining)
+    def finish(self, *, found: bool = False) -> None:
+        """The part is done, whatever it reported.
+
+        Args:
+            found: it was finished before, which says nothing about the rate.
+        """
+        if found:
+            self._bar.found(self._remaining * self._cost)
+            self._remaining = 0.0
+        else:
+            self(self._remaining)

@@ -335,6 +335,7 @@ class _Training:
                 every_callback,
                 snapshots,
                 on_step=lambda done, total: bar("training", done, total),
+                on_resume=lambda done: bar("training", done, self.recipe.steps, found=True),
                 group=self._group,
                 report=report,
             )

@@ -7,18 +7,20 @@ from emlens.runs.progress import progress_bar
 
 
 @contextmanager
-def stage_bar(
-    title: str, total: int, show: bool = True
-) -> Iterator[Callable[[str, int, int], None]]:
+def stage_bar(title: str, total: int, show: bool = True) -> Iterator[Callable[..., None]]:
     """Yield `(stage, done, total)`, which moves the bar to `done`; silent where `show` is False or
-    nobody watches.
+    nobody watches. With `found`, what lies before `done` was
+    finished earlier.
     """
     reached = 0
     with progress_bar(title, total, show) as advance:
 
-        def report(stage: str, done: int, of: int) -> None:
+        def report(stage: str, done: int, of: int, found: bool = False) -> None:
             nonlocal reached
-            advance(done - reached)
+            if found:
+                advance.found(done - reached)
+            else:
+                advance(done - reached)
             reached = done
 
         yield report

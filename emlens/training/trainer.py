@@ -241,18 +241,22 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     group: Group | None = None,
     report: Report | None = None,
+    on_resume: Callable[[int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a
     callback stopped the run.
 
     Args:
         group: the processes that train this run together; None: this one alone.
+        on_step: told the steps done and all steps. on_resume: told the step of the snapshot.
         report: told each row of the log.
     """
     optimiser = make_optimiser(recipe, module)
     start, rows = (0, []) if snapshots is None else snapshots.restore(module, optimiser, callbacks)
     if start == recipe.steps:
         return rows, None
+    if on_resume is not None and start:
+        on_resume(start)
     schedule = make_schedule(recipe, optimiser, start)
     recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows, report)
     alone: AbstractContextManager[None] = nullcontext()

@@ -1,8 +1,10 @@
+import errno
 import json
 import math
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from emlens.foundation.files import (
     one_line,
     publishing,
     read_json,
+    require_writable,
     safe_name,
     sha256_file,
     sha256_text,
@@ -105,3 +108,24 @@ def test_one_line_is_one_bounded_printable_line(text: str, limit: int) -> None:
 def test_one_line_removes_escapes_and_marks_what_it_cuts() -> None:
     assert one_line("a\x1b[31m\n\tb  c") == "a [31m b c"
     assert one_line("abcdef", 4) == "abc…"
+
+
+def test_an_output_below_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "b" / "out"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'file'} is a file; pass a path"):
+            require_writable(path)
+    for path in (tmp_path / "file", tmp_path, tmp_path / "a" / "b" / "out"):
+        require_writable(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="Windows does not say")
+@pytest.mark.parametrize(("flags", "reason"), [(os.ST_RDONLY, errno.EROFS), (0, errno.EACCES)])
+def test_a_read_only_file_system_is_told_from_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, reason: int
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    with pytest.raises(OSError, match=os.strerror(reason)) as refused:
+        require_writable(tmp_path / "out")
+    assert (refused.value.errno, refused.value.filename) == (reason, str(tmp_path / "out"))

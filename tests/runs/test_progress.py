@@ -98,3 +98,32 @@ def test_the_bar_shows_it(capsys, monkeypatch):
     drawn = capsys.readouterr().err
     assert "--:-- left" in drawn and "1:01:41 left" in drawn and "33%" in drawn and "67%" in drawn
     assert progress._clock(61.4) == "01:01"
+
+
+def test_work_found_finished_moves_the_bar_and_says_nothing_of_the_rate(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress_bar("training", 10) as advance:
+        advance.found(8)
+        advance()
+    assert capsys.readouterr().err == "training: 90% after 00:10, 00:10 left\n"
+
+
+def test_what_is_done_twice_is_never_more_than_all(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress_bar("capture", 4) as advance:
+        for _ in range(7):  # a batch was cut after another model had run it
+            advance()
+    assert capsys.readouterr().err.splitlines()[-1] == "capture: 100% after 00:40, 00:00 left"
+
+
+def test_only_finished_work_is_all_of_it_and_its_end_is_said(capsys, monkeypatch):
+    clock = iter([0.0, 20.0, 21.0, 22.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress_bar("judge", 1000) as advance:
+        advance(899)
+        advance(100)
+        advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" after")[0] for line in lines] == ["judge: 89%", "judge: 100%"]

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import yaml
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.results import StudyResult
 from emlens.runs.locks import exclusive
+from emlens.runs.progress import Advance
 from emlens.studies import registry, run_study, running
 
 
@@ -258,9 +258,17 @@ def test_markup_in_a_question_stays_text_and_phrasings_run_through(
 
 def test_a_part_tells_its_whole_share_of_the_work() -> None:
     seen: list[float] = []
-    ticker = running.PartProgress(seen.append, 6)
+    ticker = running.PartProgress(Advance(lambda amount, made: seen.append(amount), room=6), 6)
     for _ in range(3):
         ticker(0.25)
     ticker(0.9)  # more than is left
     ticker.finish()
-    assert sum(seen) == pytest.approx(6) and time.monotonic() > 0
+    assert sum(seen) == pytest.approx(6)
+
+
+def test_a_part_that_was_finished_before_says_nothing_of_the_rate() -> None:
+    seen: list[float] = []
+    found: list[float] = []
+    bar = Advance(lambda amount, made: seen.append(amount), found=found.append, room=6)
+    running.PartProgress(bar, 6).finish(found=True)
+    assert (seen, found) == ([], [6])
