@@ -305,10 +305,13 @@ class _CostShown:
         self._shown = state.cost_answered()
 
     def update(self) -> None:
-        cost = self._state.cost_answered()
-        self._advance(cost - self._shown)
-        self._shown = cost
+        self._show(self._state.cost_answered())
 
     def finish(self) -> None:
         """Every unit is answered, by whichever worker."""
-        self._advance(sum(unit.cost for unit in self._state.plan.units) - self._shown)
+        self._show(sum(unit.cost for unit in self._state.plan.units))
+
+    def _show(self, cost: float) -> None:
+        if cost > self._shown:
+            self._advance(cost - self._shown)
+            self._shown = cost
