@@ -116,6 +116,8 @@ class Question:
 class QuestionSet(Sequence[Question]):
     """An ordered set of questions with unique ids.
 
+    They are held in memory, some 1.2 kB a question with its prompt.
+
     Raises:
         InputError: no question, or an id that occurs twice.
     """

@@ -59,6 +59,9 @@ def judge_answers(
 ) -> AlignmentScores:
     """Scores of every answer by every metric of the judge.
 
+    All are held in memory, some 6 kB an answer of 200 characters with two verdicts;
+    `emlens.judging.on_file.judge_file` holds 24 bytes of an answer and 8 of a verdict.
+
     Args:
         out: a journal of verdicts (JSONL); those in it are kept, and only the missing ones are
             judged.
