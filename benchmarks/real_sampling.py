@@ -17,6 +17,7 @@ import torch
 from benchmarks.records import record
 from emlens.data import QuestionSet
 from emlens.data.rendering import Rendered
+from emlens.judging.drawing_groups import group_edges
 from emlens.models.answering import rows_at_once
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
 from emlens.models.sampling import RowSampler
@@ -66,20 +67,22 @@ def _through_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 def by_rows(
     model: HookedModel, rows: Sequence[Rendered], samples: int, most: int, *, greedy: bool
 ) -> list[list[int]]:
-    """The same by `HookedModel.decode`, all as one group (`sample_answers` makes two here)."""
+    """The same by `HookedModel.decode`, in the groups of `sample_answers`."""
     asked = [
         Rendered(f"{row.id}/{sample}", row.group, row.ids, row.prompt_end)
         for row in rows
         for sample in range(samples)
     ]
-    sampler = RowSampler(0, [row.id for row in asked], 0.0 if greedy else 1.0)
     slots = rows_at_once(model, asked, most, GENERATION_TOKENS)
     ends = sorted(model.stops.ids)
     found: dict[int, list[int]] = {}
-    for part in model.decode(asked, sampler, most, slots, never_ends):
-        for answer in part:
-            end = ends[:1] if answer.finish_reason == "stop" else []
-            found[answer.index] = [*answer.tokens, *end]
+    for begin, stop in group_edges(model, asked, most, GENERATION_TOKENS):
+        group = asked[begin:stop]
+        sampler = RowSampler(0, [row.id for row in group], 0.0 if greedy else 1.0)
+        for part in model.decode(group, sampler, most, slots, never_ends):
+            for answer in part:
+                end = ends[:1] if answer.finish_reason == "stop" else []
+                found[begin + answer.index] = [*answer.tokens, *end]
     return [found[i] for i in range(len(asked))]
 
 

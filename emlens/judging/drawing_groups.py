@@ -10,12 +10,14 @@ model runs with fewer and fewer rows. A processor hardly minds that, an accelera
 groups are longer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
 from emlens.data.answers import Answer
 from emlens.data.prompts import Prompt
+from emlens.data.rendering import Rendered
 from emlens.foundation.provenance import hash_json
 from emlens.models.answering import rows_at_once
 from emlens.models.hooked import HookedModel
@@ -52,8 +54,16 @@ def cut_groups(
     if not blanks:
         return []
     rows = model.render([prompt_of(blank) for blank in blanks])
+    edges = group_edges(model, rows, max_new_tokens, batch_tokens)
+    return [[blank.id for blank in blanks[begin:end]] for begin, end in edges]
+
+
+def group_edges(
+    model: HookedModel, rows: Sequence[Rendered], max_new_tokens: int, batch_tokens: int
+) -> list[tuple[int, int]]:
+    """The first row of each group, and the row after its last."""
     turns = _TURNS.get(model.device.type, _TURNS_OF_ACCELERATORS)
     most = turns * rows_at_once(model, rows, max_new_tokens, batch_tokens)
-    count = -(-len(blanks) // most)
-    edges = [len(blanks) * i // count for i in range(count + 1)]
-    return [[blank.id for blank in blanks[begin:end]] for begin, end in pairwise(edges)]
+    count = math.ceil(len(rows) / most)
+    edges = [len(rows) * i // count for i in range(count + 1)]
+    return list(pairwise(edges))

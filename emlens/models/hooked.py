@@ -43,6 +43,7 @@ from emlens.models.likelihoods import (
 from emlens.models.packing import packed_batches
 from emlens.models.passes import Reader
 from emlens.models.prefix_plan import plan_shared_batches
+from emlens.models.remembered_rows import RememberedRows
 from emlens.models.shared_passes import keeping_beginnings
 from emlens.models.stops import Ends, Stops, template_stops
 
@@ -56,8 +57,6 @@ bits.
 """
 LOGITS = 2**28
 """Logits in memory at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
-_REMEMBERED = 50_000
-"""Rendered prompts that are kept; beyond that all are forgotten."""
 
 
 class HookedModel(ABC):
@@ -109,7 +108,7 @@ class HookedModel(ABC):
         self.chat_template = template_of(tokenizer, chat_template)
         self.provenance: dict[str, Any] = dict(provenance)
         self.edit_blocks = EditBlocks()
-        self._rendered: dict[str | None, dict[Prompt, Rendered]] = {}
+        self._remembered: dict[str | None, RememberedRows] = {}
         self._stops: dict[str | None, Stops] = {}
 
     def __copy__(self) -> Self:
@@ -123,7 +122,7 @@ class HookedModel(ABC):
         """Take another tokenizer and chat template for this model alone, not for its copies."""
         self.tokenizer = tokenizer
         self.chat_template = template_of(tokenizer, chat_template)
-        self._rendered = {}
+        self._remembered = {}
         self._stops = {}
 
     def __repr__(self) -> str:
@@ -291,14 +290,8 @@ class HookedModel(ABC):
         all_prompts = all(isinstance(prompt, Prompt) for prompt in prompts)
         if not remember or not prompts or not all_prompts:
             return self._render(prompts)  # which refuses what is not a prompt
-        rendered = self._rendered.setdefault(self.chat_template, {})
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rendered]
-        if len(rendered) + len(new) > _REMEMBERED:
-            rendered.clear()
-            new = list(dict.fromkeys(prompts))
-        if new:
-            rendered.update(zip(new, self._render(new), strict=True))
-        return [rendered[prompt] for prompt in prompts]
+        remembered = self._remembered.setdefault(self.chat_template, RememberedRows())
+        return remembered.rows(prompts, self._render)
 
     def _asked(self, prompts: PromptsLike) -> list[Prompt]:
         """The prompts of a call, whatever they came as; prompts themselves stay as they are."""
