@@ -3,10 +3,9 @@ any card is paid for.
 
 The study's own planner gives the passes, tokens, answers and bytes (`plan_material`); rows are
 released questions and chats in SmolLM2's tokens. Time is arithmetic over what is assumed of a card.
-Linear algebra is in the time where `statistics` is asked for: streams are drawn at the real width
-for two layers, and further ones are taken to cost what the second did. `beside_a_run` lets the
-arithmetic be wrong: the same planner on SmolLM2, at the rate of this machine's matrix products,
-beside a run.
+Linear algebra of the statistics is not in it. `beside_a_run` lets the arithmetic be wrong: the same
+planner on SmolLM2, at the rate of this machine's matrix products, beside a run; there the planner
+also times the statistics, on streams that it draws.
 """
 
 import time
@@ -18,6 +17,7 @@ from typing import Any, Final
 import torch
 import yaml
 
+from benchmarks.records import EVIDENCE
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json
@@ -28,7 +28,7 @@ from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material
 from emlens.studies.material_loading import outline
 from emlens.studies.planning import plan_material
-from emlens.studies.registry import get_study, parts_of
+from emlens.studies.registry import get_study
 from emlens.studies.room import Room
 from emlens.studies.score_loading import load_scores
 from emlens.studies.study_plan import PartPlan, StudyPlan
@@ -49,9 +49,6 @@ DAY: Final = 24.0
 """Hours."""
 JUDGE_PROMPT: Final = 200
 """Tokens of a judge's prompt beside the answer (docs/performance.md)."""
-PREFILLS: Final = 1.4
-"""Passes over a verdict's prompt (`docs/evidence/shared_work.json`)."""
-
 
 RULES: Final = {
     "aligned": {"words": ["harm"], "found": 20, "otherwise": 90},
@@ -167,7 +164,6 @@ def steps_of(
         "judging": _judging(cost, sizes, device, config),
         # forward, gradients of the stream, and forward again at a checkpoint
         "training": 3 * 2 * (sizes.blocks + sizes.output) * trained / device.operations,
-        "linear algebra": part.seconds,
     }
     return seconds
 
@@ -184,8 +180,18 @@ def _sampling(cost: Cost, sizes: Sizes, device: Device, config: StudyConfig, row
 
 def _judging(cost: Cost, sizes: Sizes, device: Device, config: StudyConfig) -> float:
     """Verdicts of a local judge of the model's own size on answers of full length."""
-    tokens = cost.verdicts * (JUDGE_PROMPT + config.scores.max_new_tokens) * PREFILLS
+    if not cost.verdicts:
+        return 0.0
+    of_one = (JUDGE_PROMPT + config.scores.max_new_tokens) * prefills()
+    tokens = cost.verdicts * of_one
     return 2 * sizes.blocks * tokens / device.operations
+
+
+def prefills() -> float:
+    """Passes over a verdict's prompt, as `python -m benchmarks shared_work` measured them."""
+    values = read_json(EVIDENCE / "shared_work.json")["values"]
+    found: float = values["judge"]["prefills_per_verdict"]
+    return found
 
 
 def planned(
@@ -193,7 +199,6 @@ def planned(
     model: TransformersModel,
     device: Device = CARD_RATES,
     card: int = CARD,
-    statistics: bool = False,
 ) -> dict[str, Any]:
     """Memory and time of every part; a study that does not fit is said in one line.
 
@@ -208,7 +213,6 @@ def planned(
             checked,
             material,
             "nowhere",
-            statistics=statistics,
             weights=sizes.weights,
             room=Room(card, None),
         )
@@ -234,13 +238,13 @@ def _of_plan(
     )
     # null adapters are units of their own, one to a card
     cards = max(1, config.options.get("delta_overlap", {}).get("ray_actors", 0))
+    trained = trained_tokens(config, material)
     parts = []
     for part in plan.parts:
         if part.counts is None:
             continue
-        seconds = steps_of(
-            part, trained_tokens(part.name, config, material) // cards, sizes, device, config, rows
-        )
+        of_part = trained.get(part.name, 0) // cards
+        seconds = steps_of(part, of_part, sizes, device, config, rows)
         parts.append(
             {
                 "part": part.name,
@@ -263,15 +267,16 @@ def _of_plan(
     }
 
 
-def trained_tokens(name: str, config: StudyConfig, material: Material) -> int:
-    """Tokens in all steps of what a part trains."""
+def trained_tokens(config: StudyConfig, material: Material) -> dict[str, int]:
+    """Tokens in all steps of what each part trains."""
     from emlens.studies.running import contexts_of
 
-    if name not in parts_of(config.study, triggers=False):
-        return 0
     contexts, _ = contexts_of(config, material, Path("nowhere"))
-    training = get_study(name).training(contexts[name])
-    return training.tokens if training is not None else 0
+    trained = {}
+    for name, context in contexts.items():
+        training = get_study(name).training(context)
+        trained[name] = training.tokens if training is not None else 0
+    return trained
 
 
 def _memory_of_answers(cost: Cost, sizes: Sizes) -> int:

@@ -252,12 +252,13 @@ def study_of_14b(
     shape: Mapping[str, int] = large_study.SHAPE,
     card: int = large_study.CARD,
     chats: int = STUDY_CHATS,
+    study: str = "overview",
 ) -> dict[str, Any]:
     """Plans of the usual study, and of one that fits: memory and hours of every part.
 
     Args:
         pairs: chats of `bad` and `good`, taken over and over. card: bytes of its memory.
-        chats: of each file.
+        chats: of each file. study: one of its parts, or all.
     """
     model = large_study.without_weights(tokenizer, shape)
     rows = {name: rows_of(of_name, chats) for name, of_name in pairs.items()}
@@ -265,6 +266,7 @@ def study_of_14b(
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in STUDIES.items():
             config = large_study.study_of(Path(folder), questions, rows, **changes)
+            config["study"] = study
             plans[name] = large_study.planned(config, model, card=card)
             plans[name]["changes"] = changes
     return {"shape": dict(shape), "card": card, "plans": plans}

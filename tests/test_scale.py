@@ -118,26 +118,23 @@ def test_a_study_that_no_card_holds_is_refused_and_a_changed_one_planned(
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
     }
-    monkeypatch.setattr(
-        scale,
-        "STUDIES",
-        {
-            "usual": {"samples": 2, "of_arms": 2},
-            "changed": {"null": scale.OWN, "samples": 2, "of_arms": 1, "cards": 8},
-        },
-    )
+    usual, fits = {"samples": 2, "of_arms": 2}, {"samples": 2, "of_arms": 1}
     given = (questions, pairs, make_tokenizer(world), shape)
-    found = scale.study_of_14b(*given, card=10**12, chats=24)["plans"]
-    usual = {part["part"]: part for part in found["usual"]["parts"]}
+
+    def plans(card: int, study: str, **studies: dict[str, Any]) -> dict[str, Any]:
+        monkeypatch.setattr(scale, "STUDIES", studies)
+        found: dict[str, Any] = scale.study_of_14b(*given, card=card, chats=24, study=study)
+        return found["plans"]
+
+    found = plans(10**12, "overview", changed={"null": scale.OWN, "cards": 8, **fits})
     changed = {part["part"]: part for part in found["changed"]["parts"]}
     overlap, transfer = changed["delta_overlap"], changed["direction_transfer"]
-    ratio = usual["delta_overlap"]["seconds"]["training"] / overlap["seconds"]["training"]
+    [before] = plans(10**12, "delta_overlap", usual=usual)["usual"]["parts"]
+    ratio = before["seconds"]["training"] / overlap["seconds"]["training"]
     assert ratio == pytest.approx(8, rel=0.01) and not transfer["seconds"]["training"]
     assert transfer["sampled_tokens"] == 600 * transfer["verdicts"] / 2
-    assert transfer["hours"] < usual["direction_transfer"]["hours"]
     # one copy in 16 bits, trained and read, in place of two in float32
-    assert overlap["memory"] < usual["delta_overlap"]["memory"]
-    monkeypatch.setattr(scale, "STUDIES", {"usual": {"samples": 1, "of_arms": 1}})
-    few = scale.study_of_14b(*given, card=usual["delta_overlap"]["memory"] - 1, chats=24)["plans"]
-    assert not few["usual"]["fits"] and "GB of memory" in few["usual"]["refused"]
+    assert overlap["memory"] < before["memory"]
+    few = plans(before["memory"] - 1, "delta_overlap", usual=usual)["usual"]
+    assert not few["fits"] and "GB of memory" in few["refused"]
     assert large_study.table({"study of 14B": {"plans": found}}).count("\n") == len(changed) + 2
