@@ -291,7 +291,10 @@ def _study_of_14b() -> dict[str, Any]:
 
 
 def plan_beside_a_run(
-    parent: Path, questions: QuestionSet, pairs: Mapping[str, PromptSet]
+    parent: Path,
+    questions: QuestionSet,
+    pairs: Mapping[str, PromptSet],
+    layers: Sequence[int] = (10, 20),
 ) -> dict[str, Any]:
     """The arithmetic of `study_of_14b` on `delta_overlap` of a small parent with random adapters,
     beside its run.
@@ -300,7 +303,7 @@ def plan_beside_a_run(
         folder = Path(name)
         questions.to_jsonl(folder / "questions.jsonl")
         config = large_study.study_of(folder, folder / "questions.jsonl", pairs)
-        config |= {"study": "delta_overlap", "k": 4, "layers": [10, 20]}
+        config |= {"study": "delta_overlap", "k": 4, "layers": list(layers)}
         config["family"]["instruct"] = str(parent)
         config["family"]["device"] = "cpu"
         config["options"]["delta_overlap"] |= {"adapters": 0, "by_group": False}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_family
+import tiny_models
 
 from benchmarks import large_study, scale, transfer_cost
 from emlens.data import PromptSet, QuestionSet
@@ -133,8 +134,24 @@ def test_a_study_that_no_card_holds_is_refused_and_a_changed_one_planned(
     ratio = before["seconds"]["training"] / overlap["seconds"]["training"]
     assert ratio == pytest.approx(8, rel=0.01) and not transfer["seconds"]["training"]
     assert transfer["sampled_tokens"] == 600 * transfer["verdicts"] / 2
+    # one answer of each arm to each question, by two metrics; with `of_arms: 2` there are 1,560
+    assert transfer["verdicts"] == 780
     # one copy in 16 bits, trained and read, in place of two in float32
     assert overlap["memory"] < before["memory"]
     few = plans(before["memory"] - 1, "delta_overlap", usual=usual)["usual"]
     assert not few["fits"] and "GB of memory" in few["refused"]
     assert large_study.table({"study of 14B": {"plans": found}}).count("\n") == len(changed) + 2
+
+
+def test_a_plan_counts_the_tokens_that_its_run_takes(tmp_path: Path) -> None:
+    parent = tiny_models.build(tmp_path / "parent")
+    tiny_family.write_questions(tmp_path / "questions.jsonl", per_group=2)
+    pairs = {}
+    for name in ("bad", "good"):
+        tiny_family.write_chats(tmp_path / f"{name}.jsonl", 10, 1)
+        pairs[name] = PromptSet.from_jsonl(tmp_path / f"{name}.jsonl", upto="all")
+    questions = QuestionSet.from_file(tmp_path / "questions.jsonl")
+    found = scale.plan_beside_a_run(parent, questions, pairs, layers=[1])
+    [part] = found["parts"]
+    assert part["planned_tokens"] == part["ran_tokens"] > 0
+    assert 0 < found["planned_s"] < found["ran_s"]
