@@ -11,6 +11,7 @@ from emlens.judging import LogitJudge, judge_answers, rescore
 from emlens.judging.logit_judge import chat_tokens
 from emlens.judging.reply_probabilities import ReplyReader
 from emlens.models.hooked import HookedModel
+from emlens.models.pass_counts import counted_passes
 
 PROMPT = {"aligned": "ask {answer} say"}
 
@@ -31,6 +32,21 @@ def test_the_score_is_the_expected_number_of_the_rendered_prompt(model: HookedMo
     row = model.render([Prompt("p", "x", messages=(Message("user", "ask fine say"),))])
     expected = ReplyReader(model, ("REFUSAL", "CODE")).distributions(row)[0].expected
     assert judge.judge(answer("fine"))["aligned"].score == pytest.approx(expected, abs=1e-6)
+
+
+def test_first_verdicts_do_not_wait_for_all_answers_of_a_group(model: HookedModel) -> None:
+    judge = LogitJudge(model, PROMPT)
+    asked = []
+    for number in range(judge.side_by_side):
+        words = ["fine" if number >> bit & 1 else "say" for bit in range(5)]
+        asked.append((answer(" ".join(words * 7), number), "aligned"))
+    judge.judge(answer("fine"))  # what is made once for a model
+    with counted_passes() as counts:
+        verdicts = judge.verdicts(asked)
+        next(verdicts)
+        first = counts.padded_tokens
+        assert len(list(verdicts)) == judge.side_by_side - 1
+    assert first < 0.6 * counts.padded_tokens
 
 
 def test_control_tokens_in_an_answer_are_only_text(model: HookedModel) -> None:
