@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from emlens.figures.kinds import Facet
 from emlens.figures.labels import key, label, stacked
+from emlens.figures.notes import add_left_out
 from emlens.figures.style import (
     BLUE,
     GREY,
@@ -21,6 +22,7 @@ from emlens.figures.style import (
 )
 from emlens.figures.table_kinds import TableKind, TableNeed, fine_tunes_in
 from emlens.figures.tables import distinct, error_bars, require_columns, rows_where
+from emlens.figures.thinning import few_names
 
 NAME = "alignment_by_domain"
 COLUMNS = (
@@ -57,7 +59,8 @@ def alignment_by_domain(
     panels = models or _fine_tunes(domains) or [before]
     has_before = before in distinct(domains, "model")
     ordered_by = before if has_before else panels[0]
-    first = rows_where(domains, "model", ordered_by, NAME).set_index("group")
+    first, note = few_names(rows_where(domains, "model", ordered_by, NAME), ["group"])
+    first = first.set_index("group")
     groups = list(first["aligned"].sort_values().index)
     height = ROW * len(groups)
     figure = make_subplots(
@@ -80,11 +83,12 @@ def alignment_by_domain(
             add_panel_title(figure, label(name), row)
     figure.update_xaxes(title_text="alignment, mean over questions (0–100)", row=len(panels), col=1)
     figure.update_layout(meta={"rows": {"group": {key(g): i for i, g in enumerate(groups)}}})
-    return apply_layout(
+    apply_layout(
         figure,
         120 + panels_height(len(panels), height, GAP),
         title_lines=int(len(panels) > 1),
     )
+    return add_left_out(figure, note)
 
 
 def _fine_tunes(domains: pd.DataFrame) -> list[str]:

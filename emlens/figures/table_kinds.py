@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -10,7 +11,7 @@ from emlens.figures.kinds import MOST_IN_MESSAGE, NAME, Facet, Kind, Tables, com
 from emlens.figures.labels import position_name
 from emlens.figures.notes import add_left_out
 from emlens.figures.tables import require_columns
-from emlens.figures.thinning import MOST_NAMES, few_names
+from emlens.figures.thinning import MOST_NAMES, MOST_ROWS, few_names
 from emlens.foundation.errors import InputError
 from emlens.results import Plot
 
@@ -140,22 +141,30 @@ class TableKind(Kind):
 def _bounded(
     table: pd.DataFrame, need: TableNeed, facet: Mapping[str, str]
 ) -> tuple[pd.DataFrame, str]:
-    """The rows whose names a figure has room for, those of its facet first, and a note."""
+    """The table with as many names in the rows of a facet as a figure has room for, and a note.
+
+    Rows of other facets stay, where their names are among those: a figure may compare with them.
+    """
     if len(table) <= MOST_NAMES:
         return table, ""
-    columns = [name for name in need.columns or table.columns if name in table.columns]
-    chosen = pd.Series(True, table.index)
+    is_own = np.ones(len(table), dtype=bool)
     for name, value in facet.items():
         if name in table.columns:
-            chosen &= table[name].map(str) == value
-    ordered = pd.concat([table[chosen], table[~chosen]])
-    names = [c for c in columns if c not in facet and _holds_names(table[c])]
+            is_own &= (table[name].map(str) == value).to_numpy()
+    own, rest = table[is_own], table[~is_own]
+    columns = [name for name in need.columns or table.columns if name in table.columns]
+    names = [name for name in columns if name not in facet and _holds_names(table[name])]
+    most = MOST_ROWS
     if need.is_thinned:
         names = [name for name in names if name not in QUESTION_COLUMNS]
-        few, note = few_names(ordered, names, len(table))
-    else:
-        few, note = few_names(ordered, names)
-    return (few, note) if note else (table, "")
+        most = len(own)
+    few, note = few_names(own, names, most)
+    if not note:
+        return table, ""
+    for name in names:
+        if few[name].nunique() < own[name].nunique():
+            rest = rest[rest[name].map(str).isin(few[name].map(str))]
+    return pd.concat([few, rest]), note
 
 
 def _holds_names(column: pd.Series) -> bool:

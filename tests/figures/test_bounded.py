@@ -90,3 +90,13 @@ def test_a_refusal_does_not_list_every_name() -> None:
     with pytest.raises(Exception, match="and 2.... more") as refused:
         draw_plot(TABLES | {"questions": grown("questions", "model")}, plot, facet="bad@0")
     assert len(str(refused.value)) < 2_000
+
+
+def test_names_and_rows_of_other_figures_leave_nothing_out() -> None:
+    """A table of many fine-tunes is long, and each figure of it is drawn whole."""
+    some = TABLES["arms"][TABLES["arms"]["model"] == "bad@0"]
+    parts = [some.assign(model=f"m{i}", arm=f"m{i} " + some["arm"]) for i in range(300)]
+    plot = Plot("ablation_forest", "arms", "", "", "T", "C")
+    alone = draw_plot({"arms": parts[-1]}, plot)
+    among = draw_plot({"arms": pd.concat(parts, ignore_index=True)}, plot, facet="m299")
+    assert among.to_json() == alone.to_json()
