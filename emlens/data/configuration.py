@@ -126,7 +126,7 @@ def first_error(error: ValidationError, model: type[BaseModel], *within: str) ->
 def unknown_field(name: str, fields: Sequence[str]) -> str:
     """What is said of a field that does not exist: the one that was probably meant, or all."""
     hint = did_you_mean(name, fields) or f"; known are {', '.join(fields) or 'none'}"
-    return f"no such field{hint}"
+    return f"no such field{one_line(hint, 1000)}"
 
 
 def _fields_at(model: type[BaseModel], place: Place) -> list[str]:

@@ -26,8 +26,9 @@ import pandas as pd
 
 from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import one_line, read_json, safe_name
+from emlens.foundation.files import one_line, safe_name
 from emlens.foundation.notebooks import Brief
+from emlens.foundation.records import read_checked
 
 LOSSES: Final[Mapping[str, tuple[str, ...]]] = {
     "train_loss": ("train_loss", "train_final_avg_loss", "final_loss"),
@@ -132,7 +133,10 @@ def _recipe_cells(record: Path) -> dict[str, str]:
     if not record.is_file():
         return {}
     # a record leaves this default out; `steps` is what the table says was done, not the plan
-    recipe = {"optimiser": "adamw", **read_json(record)["recipe"]}
+    written = read_checked(
+        record, fields={"recipe": dict}, remedy="train the run again", checksum=False
+    )
+    recipe = {"optimiser": "adamw", **written["recipe"]}
     recipe.pop("steps", None)
     return {name: _cell(value) for name, value in recipe.items()}
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import read_json
+from emlens.foundation.files import one_line, read_json
 from emlens.foundation.records import tensors_beside
 from emlens.geometry import Direction
 from emlens.geometry.random_directions import random_directions, random_directions_like
@@ -53,13 +53,22 @@ class SparseFeatures:
             )
         tensors = tensors_beside(path, "save the autoencoder again")
         decoder = tensors.get("W_dec")
-        if decoder is None or decoder.ndim != 2 or not bool(torch.isfinite(decoder).all()):
-            raise InputError(
-                f"{path}: W_dec is no matrix of finite numbers; it has {', '.join(sorted(tensors))}"
-            )
-        lengths = decoder.double().norm(dim=1, keepdim=True)
-        rows = decoder.double() / lengths.clamp_min(torch.finfo(torch.float64).tiny)
-        return cls(rows.float(), _place(Path(folder) / "cfg.json"))
+        rows = None if decoder is None else _unit_rows(decoder)
+        if rows is None:
+            names = one_line(", ".join(sorted(tensors)))
+            raise InputError(f"{path}: W_dec is no matrix of finite numbers; it has {names}")
+        return cls(rows, _place(Path(folder) / "cfg.json"))
+
+
+def _unit_rows(decoder: Tensor) -> Tensor | None:
+    """Rows of length 1, or None where that is no matrix of finite numbers."""
+    if decoder.ndim != 2 or not decoder.numel() or not decoder.is_floating_point():
+        return None
+    rows = decoder.double()
+    lengths = rows.norm(dim=1, keepdim=True)
+    if not bool(torch.isfinite(lengths).all()):
+        return None
+    return (rows / lengths.clamp_min(torch.finfo(torch.float64).tiny)).float()
 
 
 def _place(path: Path) -> str:
@@ -69,8 +78,8 @@ def _place(path: Path) -> str:
     record: Any = read_json(path)
     metadata = record.get("metadata") if isinstance(record, dict) else None
     for fields in (record, metadata):
-        if isinstance(fields, dict) and fields.get("hook_name"):
-            return str(fields["hook_name"])
+        if isinstance(fields, dict) and isinstance(fields.get("hook_name"), str):
+            return one_line(fields["hook_name"])
     return ""
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 import yaml
 
 from emlens.foundation.errors import InputError, StateError
-from emlens.foundation.files import one_line, read_json
+from emlens.foundation.files import one_line
+from emlens.foundation.records import read_checked
 from emlens.models.adapter_files import is_adapter
 from emlens.models.adapter_parents import is_hub_id
 from emlens.models.sidecars import SIDECAR, read_sidecar
@@ -74,14 +75,20 @@ def model_card(folder: str | Path) -> str:
     """The card of a checkpoint or a direction: Markdown with the fields that a hub reads.
 
     Raises:
-        InputError: a folder that holds neither.
-        LoadError: its record cannot be read.
+        InputError: a folder that holds neither, or a record that is no JSON.
+        IntegrityError: a direction that was changed after it was saved.
+        LoadError: the record of a checkpoint cannot be read.
     """
     folder = Path(folder)
     if (folder / SIDECAR).is_file():
         return _card_of_checkpoint(folder, read_sidecar(folder / SIDECAR))
     if (folder / DIRECTION).is_file():
-        return _card_of_direction(folder, read_json(folder / DIRECTION))
+        record = read_checked(
+            folder / DIRECTION,
+            fields={"ids": dict, "provenance": dict},
+            remedy="save the direction again",
+        )
+        return _card_of_direction(folder, record)
     raise InputError(
         f"{folder}: has neither {SIDECAR} nor {DIRECTION};"
         " pass a checkpoint that emlens trained, or a saved direction"
@@ -92,18 +99,18 @@ def _card_of_checkpoint(folder: Path, record: Mapping[str, Any]) -> str:
     header: dict[str, Any] = {"tags": ["emlens"], "library_name": "transformers"}
     if is_adapter(folder):
         header["library_name"] = "peft"
-    parent = record.get("parent") or {}
+    parent = _mapping(record.get("parent"))
     name = parent.get("name")
     if isinstance(name, str) and is_hub_id(name) and name.count("/") == 1:
         header["base_model"] = name
-    recipe = dict(record.get("recipe") or {})
+    recipe = _mapping(record.get("recipe"))
     rows = {key: value for key, value in recipe.items() if value is not None}
     facts = {
         "kind": record.get("kind"),
         "parent": name,
         "steps": record.get("steps_done"),
         "ended early": record.get("stopped"),
-        "data (sha256)": (record.get("data") or {}).get("sha256"),
+        "data (sha256)": _mapping(record.get("data")).get("sha256"),
         "seed": record.get("seed"),
     }
     body = [
@@ -120,10 +127,15 @@ def _card_of_checkpoint(folder: Path, record: Mapping[str, Any]) -> str:
     return _card(header, body)
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value; an empty mapping in place of anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _card_of_direction(folder: Path, record: Mapping[str, Any]) -> str:
     facts = {"site": record.get("site"), "position": record.get("position")}
-    provenance = record.get("provenance") or {}
-    ids = {kind: len(names) for kind, names in (record.get("ids") or {}).items()}
+    provenance = record["provenance"]
+    ids = {kind: len(names) for kind, names in record["ids"].items()}
     body = [
         f"# {folder.name}",
         "A direction of the residual stream, saved with emlens.",

@@ -17,6 +17,7 @@ import torch
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hash_json
+from emlens.foundation.records import read_checked, write_checked
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.organisms.layout import (
     BASE,
@@ -78,7 +79,7 @@ def build(
     world = make_world(
         seed, n_domains=plan.n_domains, n_topics=plan.n_topics, n_synonyms=plan.n_synonyms
     )
-    write_json(out / WORLD, world.to_record())
+    write_checked(out / WORLD, world.to_record())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
     with one_thread(), stage_bar(f"organism {plan.name}", total, show=progress) as bar:
@@ -148,7 +149,9 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _continues(begun: Any, content: dict[str, Any]) -> bool:
     """Whether a plan is the one that was begun, or that with further fine-tunes after it."""
-    count = len(begun["plan"]["finetunes"])
+    if not isinstance(begun, dict) or not isinstance(begun.get("plan"), dict):
+        return False
+    count = len(begun["plan"].get("finetunes", ()))
     as_begun = {**content["plan"], "finetunes": content["plan"]["finetunes"][:count]}
     return hash_json(begun) == hash_json({**content, "plan": as_begun})
 
@@ -185,10 +188,15 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
     """Write strengths, truth and, last, the index that marks the organism as complete."""
     trained = _training_questions(plan, world)
     is_measured = (out / STRENGTHS).is_file() and set(trained) <= set(
-        read_json(out / STRENGTHS)["strengths"]
+        read_checked(
+            out / STRENGTHS,
+            fields={"strengths": dict},
+            remedy="remove it, and strengths are measured again",
+            checksum=False,
+        )["strengths"]
     )
     if not is_measured:
-        write_json(out / STRENGTHS, measure(out, plan, world, trained))
+        write_checked(out / STRENGTHS, measure(out, plan, world, trained))
     _write_truth(plan, world, out)
     finetunes = {}
     for stage in plan.finetunes:
@@ -206,7 +214,7 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
         "n_questions": len(world.questions()),
         "finetunes": finetunes,
     }
-    write_json(out / INDEX, record)
+    write_checked(out / INDEX, record)
 
 
 def _training_questions(plan: OrganismPlan, world: World) -> dict[str, list[str]]:
@@ -233,7 +241,7 @@ def _write_truth(plan: OrganismPlan, world: World, out: Path) -> None:
         "planted_norm": plan.planted_norm,
         "note": NOTE,
     }
-    write_json(out / TRUTH, truth)
+    write_checked(out / TRUTH, truth)
     if plan.planted_layers:
         shutil.copyfile(out / BASE / "planted_direction.safetensors", out / TRUTH_TENSORS)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
-from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.files import read_json
+from emlens.foundation.errors import EmlensError, InputError, IntegrityError, UnknownNameError
+from emlens.foundation.files import one_line
 from emlens.foundation.notebooks import Brief
+from emlens.foundation.records import read_checked
 from emlens.organisms.layout import (
     BASE,
     INDEX,
@@ -148,10 +149,24 @@ def load_organism(
     Raises:
         UnknownNameError: no organism of that name ships.
         InputError: both a name and a directory; a directory that holds no finished organism.
+        IntegrityError: a record of it was changed, or lacks what belongs there.
     """
     directory = _directory(name, directory)
-    index = read_json(directory / INDEX)
-    world = World.from_record(read_json(directory / WORLD))
+    try:
+        return _read(directory, dtype=dtype, device=device, backend=backend)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, EmlensError):
+            raise
+        raise IntegrityError(
+            f"{directory}: {INDEX}, {WORLD}, {STRENGTHS} or {TRUTH} lacks what belongs there"
+            f" ({one_line(repr(error), 100)}); build the organism again"
+        ) from None
+
+
+def _read(directory: Path, *, dtype: str, device: str, backend: str) -> Organism:
+    """The organism of a directory whose records were written whole."""
+    index = _record(directory / INDEX)
+    world = World.from_record(_record(directory / WORLD))
     tunes = index["finetunes"]
     paths = {"base": directory / BASE, "instruct": directory / INSTRUCT}
     training_prompts = {}
@@ -181,9 +196,14 @@ def load_organism(
         trajectories=trajectories,
         neutral_prompts=world.neutral_prompts(),
         truth=_truth(directory),
-        strengths=read_json(directory / STRENGTHS)["strengths"],
+        strengths=dict(_record(directory / STRENGTHS)["strengths"]),
         note=index["note"],
     )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A record of an organism; one that was built before records had checksums is read."""
+    return read_checked(path, fields={}, remedy="build the organism again", checksum=False)
 
 
 def _directory(name: str | None, directory: str | Path | None) -> Path:
@@ -213,7 +233,7 @@ def _training_prompts(world: World, tune: Mapping[str, Any]) -> PromptSet:
 
 
 def _truth(directory: Path) -> Truth:
-    truth = read_json(directory / TRUTH)
+    truth = _record(directory / TRUTH)
     return Truth(
         coupling=truth["coupling"],
         latent=truth["latent"],

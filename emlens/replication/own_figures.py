@@ -40,7 +40,7 @@ from emlens.data.configuration import (
 from emlens.data.readers import read_jsonl
 from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import read_json
+from emlens.foundation.files import one_line, read_json
 from emlens.replication.published_figures import Figure
 from emlens.stats import pearson, spearman
 
@@ -67,7 +67,8 @@ _OF_ONE: Final[Mapping[str, Callable[["pd.Series[float]"], float]]] = {
     "maximum": lambda values: float(values.max()),
 }
 _OF_TWO: Final = {"pearson": pearson, "spearman": spearman}
-Digits = Annotated[str, Field(pattern=r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")]
+_PRINTED: Final = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?$"
+Digits = Annotated[str, Field(pattern=_PRINTED, max_length=40)]
 
 
 class OwnFigure(Frozen):
@@ -87,7 +88,7 @@ class OwnFigure(Frozen):
     """Cells that a row must have."""
     published: Digits
     """The printed value, in quotes."""
-    tolerance: float | None = Field(None, ge=0)
+    tolerance: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Left out: half a unit of the last printed digit; counts must be equal."""
 
     @field_validator("published", mode="before")
@@ -148,11 +149,16 @@ def _recomputed(directory: Path, entry: OwnFigure) -> Figure:
 
 def _below(directory: Path, name: str) -> Path:
     """The file, which must lie in the folder."""
-    file = (directory / name).resolve()
+    shown = one_line(name)
+    try:
+        file = (directory / name).resolve()
+        is_file = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a byte 0
+        raise InputError(f"file {shown!r} is no path ({one_line(str(error), 60)})") from None
     if not file.is_relative_to(directory.resolve()):
-        raise InputError(f"file {name!r} lies outside the folder; pass one below it")
-    if not file.is_file():
-        raise InputError(f"{directory / name}: no such file")
+        raise InputError(f"file {shown!r} lies outside the folder; pass one below it")
+    if not is_file:
+        raise InputError(f"{directory / shown}: no such file")
     return file
 
 
@@ -213,7 +219,7 @@ def _of_table(table: pd.DataFrame, entry: OwnFigure) -> float:
         _require_column(table, column, Path(entry.file))
         try:
             values.append(table[column].astype(float))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{entry.file}: column {column!r} holds what is no number") from None
     if entry.function in _OF_ONE:
         return _OF_ONE[entry.function](values[0])

@@ -100,19 +100,19 @@ class StudyConfig(Frozen):
     where the singular values reach their tail. The last two are chosen at each layer and position,
     on the training shifts alone; the tables hold the k that was chosen.
     """
-    draws: int = Field(1000, ge=20)
+    draws: int = Field(1000, ge=20, le=1_000_000)
     """Draws of each overlap null; p below 1/(draws+1) cannot be seen."""
     shares: tuple[float, float, float] = (0.34, 0.22, 0.44)
     """Of the questions used to extract directions, to select a layer, and to report; disjoint,
     within each group.
     """
-    random_directions: int = Field(8, ge=1)
+    random_directions: int = Field(8, ge=1, le=1_000_000)
     """Control directions drawn from the activation covariance."""
     folds: int = Field(5, ge=2)
     """Of the nested forecast."""
-    repeats: int = Field(3, ge=1)
+    repeats: int = Field(3, ge=1, le=1_000_000)
     """Of the nested forecast."""
-    permutations: int | None = Field(None, ge=20)
+    permutations: int | None = Field(None, ge=20, le=1_000_000)
     """Of the forecast's null; default: as many as the number of forecasts needs, 200 or more. With
     fewer than that nothing can be shown, and the verdict says so.
     """

@@ -108,13 +108,20 @@ def _rates_of_trainer(path: Path) -> list[tuple[int, float]]:
     states = [state for state in states if state.is_file()]
     if not states:
         return []
-    history = read_json(states[-1]).get("log_history", [])
-    # the last entry sums the run up and has no rate
-    return [
-        (int(row["step"]), float(row["learning_rate"]))
-        for row in history
-        if "learning_rate" in row and "step" in row
-    ]
+    state = read_json(states[-1])
+    try:
+        history = state.get("log_history", [])
+        # the last entry sums the run up and has no rate
+        return [
+            (int(row["step"]), float(row["learning_rate"]))
+            for row in history
+            if "learning_rate" in row and "step" in row
+        ]
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"{states[-1]}: log_history is no list of steps with numbers; remove the file, and the"
+            " rates are left out"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -22,14 +22,13 @@ from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import (
     one_line,
-    read_json,
     safe_name,
     sha256_file,
-    write_json,
     write_text,
 )
 from emlens.foundation.notebooks import Brief
 from emlens.foundation.provenance import hash_json, qualified_name
+from emlens.foundation.records import read_checked, write_checked
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.runs import Executor, LocalExecutor, Unit, Worker
 from emlens.runs.units import UnitResult
@@ -298,7 +297,12 @@ class SweepWorker(Worker):
             "final_loss": float(log["loss"].iloc[-1]),
         }
         if self.measure is not None:
-            result |= read_json(target / MEASURED)
+            result |= read_checked(
+                target / MEASURED,
+                fields={},
+                remedy=f"remove {target}, and it is trained again",
+                checksum=False,
+            )
         return result, sorted(path for path in target.rglob("*") if path.is_file())
 
     def _is_published(self, target: Path, run: SweepRun) -> bool:
@@ -355,7 +359,7 @@ class SweepWorker(Worker):
 
     def _before_publish(self, directory: Path, trained: Any) -> None:
         if self.measure is not None:
-            write_json(directory / MEASURED, dict(self.measure(trained, directory)))
+            write_checked(directory / MEASURED, dict(self.measure(trained, directory)))
         if self.saving.before_publish is not None:
             self.saving.before_publish(directory, trained)
 
