@@ -18,6 +18,7 @@ from emlens.organisms import load_organism
 from emlens.organisms.layout import INDEX, STRENGTHS, TRUTH, WORLD
 from emlens.organisms.loading import ASSETS
 from emlens.replication import replicate
+from emlens.studies.families_beside import MOST_FAMILIES, read_members
 from emlens.studies.trajectories import _rates_of_trainer
 
 
@@ -121,3 +122,11 @@ def test_records_of_runs_and_cards(tmp_path: Path) -> None:
     (tmp_path / "direction.json").write_text("[]")
     with pytest.raises(IntegrityError, match="holds a list, not a record"):
         model_card(tmp_path)
+
+
+def test_families_are_bounded(tmp_path: Path) -> None:
+    names = ", ".join(f"f{n}: {{family: {{organism: planted}}}}" for n in range(MOST_FAMILIES + 1))
+    file = tmp_path / "study.yaml"
+    file.write_text(f"study: overview\nfamilies: {{{names}}}\n")
+    with pytest.raises(InputError, match=f"more than {MOST_FAMILIES}; split the file"):
+        read_members(file)

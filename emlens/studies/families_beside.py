@@ -108,6 +108,10 @@ SECTION = Section(
 )
 
 
+MOST_FAMILIES: Final = 100
+"""Of one configuration; each is read with the line of its fields."""
+
+
 def read_members(source: Any) -> dict[str, StudyConfig] | None:
     """The configuration of each family, or None where the source has no `families`.
 
@@ -124,6 +128,11 @@ def read_members(source: Any) -> dict[str, StudyConfig] | None:
         raise InputError(
             f"{_place(file)}families must map at least two names to what each family differs in,"
             " and replaces family"
+        )
+    if len(families) > MOST_FAMILIES:
+        raise InputError(
+            f"{_place(file)}families names {len(families)}, more than {MOST_FAMILIES};"
+            " split the file"
         )
     shared = {field: value for field, value in record.items() if field != "families"}
     return {str(name): _member(file, str(name), families[name], shared) for name in families}
