@@ -1,16 +1,20 @@
 """Where a result came from: hashes of what was read, versions of what read it."""
 
 import hashlib
+import logging
 import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emlens.foundation.files import canonical_json, sha256_text
+from emlens.foundation.files import canonical_json, one_line, sha256_text
+
+_log = logging.getLogger("emlens")
 
 DISTRIBUTION = "misalignment-lens"
 """What `pip install` calls this library; `emlens` on the index belongs to another project."""
@@ -24,6 +28,7 @@ _LIBRARIES = (
     "scipy",
     "scikit-learn",
 )
+_COMPUTING = ("emlens", "torch", "transformers", "peft", "numpy")
 
 
 def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
@@ -36,6 +41,29 @@ def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def made_with() -> str:
+    """Libraries and threads, which decide the last digits of what is computed."""
+    versions = [f"{name} {version}" for name, version in library_versions(_COMPUTING).items()]
+    return ", ".join([*versions, f"threads {torch.get_num_threads()}"])
+
+
+def warn_if_made_otherwise(path: str | Path, before: object) -> None:
+    """Say in one line that unfinished work was begun with other libraries or threads.
+
+    Args:
+        before: what `made_with` gave then; anything but text says nothing.
+    """
+    now = made_with()
+    if isinstance(before, str) and before != now:
+        _log.warning(
+            "%s: was begun with %s and is gone on with %s; what was finished stays, and the last"
+            " digits of the rest may be others",
+            path,
+            one_line(before, 200),
+            now,
+        )
 
 
 def hardware() -> dict[str, Any]:

@@ -24,12 +24,14 @@ from emlens.data.readers import json_lines
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, write_text
-from emlens.foundation.provenance import differences
+from emlens.foundation.provenance import differences, made_with, warn_if_made_otherwise
 from emlens.runs.locks import only_writer
 
 _log = logging.getLogger("emlens")
 _CALL: Final = "call"
-"""Field of `meta` that names the call, in a file that is not put in order yet."""
+_MADE_WITH: Final = "made_with"
+"""Fields of `meta` that name the call and what computes, in a file that is not put in order yet."""
+_MARKS: Final = (_CALL, _MADE_WITH)
 
 Others = Literal["refuse", "keep"]
 """What is done with answers of a file that a call would not draw: an error, or they stay there."""
@@ -136,6 +138,7 @@ class AnswerFile:
         self._of_this_call: set[str] = set()
         self._has_changed = False
         is_marked = False
+        made: set[str] = set()
         keeps_others = others != "refuse"
         if self._out is not None and self._out.exists():
             for answer in read_answers(self._out, unfinished=True, repeated=keeps_others):
@@ -145,6 +148,10 @@ class AnswerFile:
                     is_marked |= _CALL in answer.meta
                     if call and answer.meta.get(_CALL) == call:
                         self._of_this_call.add(answer.id)
+                        made.add(str(answer.meta.get(_MADE_WITH)))
+        if self.missing:
+            for before in sorted(made):
+                warn_if_made_otherwise(str(self._out), before)
         is_sorted = list(self._done) == list(self._blank) and not is_marked
         self._in_order = keeps_others or is_sorted
 
@@ -243,7 +250,8 @@ class AnswerFile:
     def _marked(self, answer: Answer) -> Answer:
         if not self._call:
             return answer
-        return replace(answer, meta={**answer.meta, _CALL: self._call})
+        marks = {_CALL: self._call, _MADE_WITH: made_with()}
+        return replace(answer, meta={**answer.meta, **marks})
 
     def _filled(self, drawn: DrawnAnswer) -> Answer:
         return replace(
@@ -263,5 +271,5 @@ class AnswerFile:
 
 def _drawn_with(answer: Answer) -> dict[str, Any]:
     question = [message.to_record() for message in answer.messages]
-    meta = {name: value for name, value in answer.meta.items() if name != _CALL}
+    meta = {name: value for name, value in answer.meta.items() if name not in _MARKS}
     return {**meta, "seed": answer.seed, "question": question}

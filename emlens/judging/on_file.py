@@ -20,6 +20,7 @@ from emlens.data.readers import json_record
 from emlens.data.score_chunks import ScoreWriter, score_chunks, writing_scores
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import IntegrityError, StateError
+from emlens.foundation.provenance import warn_if_made_otherwise
 from emlens.judging.answers_on_file import AnswersOnFile
 from emlens.judging.judges import Judge, Verdict
 from emlens.judging.readouts import MASS, rescore
@@ -115,8 +116,11 @@ def _judge_missing(
 ) -> None:
     """Ask for the missing verdicts and append each to the journal as it comes."""
     count = int(missing.sum())
-    if next(journal_records(path), None) is None:
+    first = next(journal_records(path), None)
+    if first is None:
         append_held(path, [journal_head(judge)])
+    elif count:
+        warn_if_made_otherwise(path, first[2].get("made_with"))
     title = f"judge {count} answers and metrics"
     with progress_bar(title, count, progress) as advance, appending(path) as append:
         if not count:

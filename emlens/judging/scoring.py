@@ -27,6 +27,7 @@ from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import canonical_json, one_line, sha256_text
+from emlens.foundation.provenance import made_with, warn_if_made_otherwise
 from emlens.judging.answer_file import Others
 from emlens.judging.judges import AskingJudge, Judge, Verdict, judge_description
 from emlens.judging.likelihood import score_by_likelihood
@@ -105,6 +106,8 @@ def _judged(
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
     missing = _missing(answers, judge, verdicts, again)
     count = int(missing.sum())
+    if lines and count:
+        warn_if_made_otherwise(str(out), lines[0][1].get("made_with"))
     title = f"judge {count} answers and metrics"
     journal = _journal(out if count else None)
     with progress_bar(title, count, progress) as advance, journal as write:
@@ -247,7 +250,10 @@ def answer_hash(answer: Answer) -> str:
 
 def journal_head(judge: Judge) -> dict[str, Any]:
     """The first line of a journal of verdicts."""
-    return {"format": _FORMAT, "judge": judge_description(judge)}
+    head = {"format": _FORMAT, "judge": judge_description(judge)}
+    if getattr(judge, "side_by_side", 1) > 1:
+        head["made_with"] = made_with()
+    return head
 
 
 def verdict_line(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import canonical_json, one_line, sha256_file
+from emlens.foundation.provenance import made_with, warn_if_made_otherwise
 from emlens.foundation.records import read_checked, write_checked
 from emlens.training.stopping import TrainingCallback
 
@@ -88,6 +89,7 @@ class Snapshots:
             "format": FORMAT,
             "run": self.run,
             "step": step,
+            "made_with": made_with(),
             "rows": [[[name, _written(value)] for name, value in row.items()] for row in rows],
             "optimiser": plain_state,
             "group_steps": [group.get("step") for group in state["param_groups"]],
@@ -150,6 +152,7 @@ class Snapshots:
         for callback, state in zip(callbacks, body["callbacks"], strict=True):
             if hasattr(callback, "restore"):
                 callback.restore(state)
+        warn_if_made_otherwise(self.directory, body.get("made_with"))
         _log.info("going on from step %d of %s", body["step"], self.directory)
         rows = [{name: _restored(value) for name, value in row} for row in body["rows"]]
         return int(body["step"]), rows

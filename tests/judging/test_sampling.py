@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emlens.data import Question, QuestionSet
+from emlens.foundation import provenance
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.interventions import steer
 from emlens.judging import sample_answers, sampling
@@ -128,6 +129,26 @@ def test_a_file_that_was_cut_at_any_line_ends_with_the_same_bytes(
     assert [len(call) for call in calls] == [6, 6] and longer.read_bytes().startswith(kept)
 
 
+def test_an_upgrade_between_two_runs_is_said(
+    family: Family,
+    asked: QuestionSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "a.jsonl"
+    few = {**SETTINGS, "batch_tokens": 60, "others": "keep"}
+    sample_answers(family.instruct, asked, out=out, **few)
+    lines = out.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(provenance, "made_with", lambda: "torch 9")
+    sample_answers(family.instruct, asked, out=out, **few)
+    assert not caplog.records  # nothing was left to draw
+    out.write_bytes(b"".join(lines[:8]))
+    sample_answers(family.instruct, asked, out=out, **few)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "a.jsonl: was begun with emlens" in said and "is gone on with torch 9" in said
+
+
 def test_an_answer_that_comes_out_otherwise_takes_the_place_of_the_old_one_and_is_said(
     family: Family, asked: QuestionSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,8 +201,9 @@ def test_a_kill_loses_at_most_what_is_under_way(
     assert killed.exitcode == -signal.SIGKILL and 40 <= kept.count(b"\n") < 80
     sample_answers(family.instruct, questions, out=out, **settings)
     final = out.read_bytes()
-    # a line of an unfinished file names its call
-    lines = {re.sub(rb', "call": "\w+"', b"", line) for line in kept.splitlines()[:-1]}
+    # a line of an unfinished file names its call and what computed it
+    marks = rb', "call": "\w+", "made_with": "[^"]+"'
+    lines = {re.sub(marks, b"", line) for line in kept.splitlines()[:-1]}
     assert final.count(b"\n") == 120 and lines <= set(final.splitlines())
     whole = tmp_path / "whole.jsonl"
     sample_answers(family.instruct, questions, out=whole, **settings)

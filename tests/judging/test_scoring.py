@@ -9,6 +9,7 @@ import pytest
 from judges_side_by_side import SideBySide
 
 from emlens.data import Answer, Answers, Message, Question, QuestionSet
+from emlens.foundation import provenance
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.judging import (
     Judge,
@@ -163,6 +164,26 @@ def test_a_judging_that_was_cut_anywhere_ends_with_the_same_bytes(tmp_path: Path
         scores = tmp_path / f"{cut}.csv"
         judge_file(AnswersOnFile(answers), SideBySide(), scores, verdicts=on_file, progress=False)
         assert in_memory.read_bytes() == on_file.read_bytes() == whole.read_bytes(), cut
+
+
+def test_an_upgrade_between_two_runs_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "verdicts.jsonl"
+    FIVE.to_jsonl(answers)
+    judge_answers(FIVE, SideBySide(), out=out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(provenance, "made_with", lambda: "torch 9")
+    judge_answers(FIVE, SideBySide(), out=out)
+    assert not caplog.records  # nothing was left to judge
+    out.write_bytes(b"".join(lines[:4]))
+    on_file = tmp_path / "on_file.jsonl"
+    on_file.write_bytes(b"".join(lines[:4]))
+    judge_answers(FIVE, SideBySide(), out=out)
+    scores = tmp_path / "s.csv"
+    judge_file(AnswersOnFile(answers), SideBySide(), scores, verdicts=on_file, progress=False)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("is gone on with torch 9" in line for line in said)
 
 
 def test_a_kill_before_anything_was_judged(tmp_path: Path) -> None:

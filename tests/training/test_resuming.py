@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from emlens.foundation import provenance
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file
 from emlens.organisms.stopping import HeldOutRule
@@ -150,15 +151,20 @@ def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(
     assert contents(tmp_path / "other") != contents(out)  # the control
 
 
-def test_a_run_killed_after_its_last_snapshot_only_publishes(tiny, tokenizer, chats, tmp_path):
+def test_a_run_killed_after_its_last_snapshot_only_publishes(
+    tiny, tokenizer, chats, tmp_path, monkeypatch, caplog
+):
     def fail(directory, model):
         raise RuntimeError("killed")
 
     recipe = LORA.varied(steps=6)
     whole = run(recipe, tiny, tmp_path / "whole", tokenizer, chats)
     assert run(recipe, tiny, tmp_path / "out", tokenizer, chats, before_publish=fail) is None
+    monkeypatch.setattr(provenance, "made_with", lambda: "torch 9")
     # no step is taken again
     assert run(recipe, tiny, tmp_path / "out", tokenizer, chats, at=1).log.equals(whole.log)
+    # an upgrade is said
+    assert "is gone on with torch 9" in caplog.text
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
