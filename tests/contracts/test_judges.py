@@ -159,6 +159,8 @@ def test_verdicts_on_disk_are_not_judged_again(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "verdicts.jsonl"
+    if getattr(judge, "side_by_side", 1) > 1:
+        monkeypatch.setattr(judge, "side_by_side", 3)  # whole groups are asked for
     first = judge_answers(Answers(ANSWERS[:3]), judge, out=out)
     asked: list[Any] = []
     if isinstance(judge, AskingJudge):
