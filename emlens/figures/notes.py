@@ -17,18 +17,7 @@ def add_notes(figure: go.Figure, *notes: str) -> None:
     """Write small print above the plot; empty notes are left out."""
     text = "; ".join(filter(None, notes))
     if text:
-        figure.add_annotation(
-            text=text,
-            x=0,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            yshift=3,
-            showarrow=False,
-            font={"size": 12, "color": GREY},
-        )
+        _small_print(figure, text, y=1, yanchor="bottom", yshift=3)
 
 
 def add_left_out(figure: go.Figure, *notes: str) -> go.Figure:
@@ -36,18 +25,7 @@ def add_left_out(figure: go.Figure, *notes: str) -> go.Figure:
     text = "; ".join(filter(None, dict.fromkeys(notes)))
     if not text:
         return figure
-    figure.add_annotation(
-        text=label(text, LONGEST_NOTE),
-        x=0,
-        y=0,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        yshift=-BELOW_AXIS,
-        showarrow=False,
-        font={"size": 12, "color": GREY},
-    )
+    _small_print(figure, label(text, LONGEST_NOTE), y=0, yanchor="top", yshift=-BELOW_AXIS)
     margin = (figure.layout.margin.b or 0) + NOTE_ROOM
     return figure.update_layout(
         margin={"b": margin}, height=(figure.layout.height or 0) + NOTE_ROOM
@@ -58,3 +36,19 @@ def add_note_if_undefined(figure: go.Figure, values: pd.Series) -> None:
     """Say so inside the plot where no value is a number."""
     if not np.isfinite(values.to_numpy(dtype=float)).any():
         add_panel_note(figure, "no value is defined")
+
+
+def _small_print(figure: go.Figure, text: str, *, y: int, yanchor: str, yshift: int) -> None:
+    """Write grey text at the left edge of the plot; `y` is 0 at its bottom and 1 at its top."""
+    figure.add_annotation(
+        text=text,
+        x=0,
+        y=y,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor=yanchor,
+        yshift=yshift,
+        showarrow=False,
+        font={"size": 12, "color": GREY},
+    )
