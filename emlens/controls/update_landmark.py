@@ -34,6 +34,7 @@ from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
+from emlens.models.pass_memory import text_chunks
 from emlens.training.examples import Example, encode_answers, pad_batch
 from emlens.training.gradient_memory import batch_bytes, weight_bytes
 from emlens.training.objectives import answer_loss
@@ -339,11 +340,11 @@ def _nats(model: HookedModel, neutral: PromptSet | None) -> float:
     """Cross-entropy per predicted token; nan without text."""
     if neutral is None:
         return float("nan")
-    prompts = list(neutral)
     losses = []
-    for row, logprobs in zip(model.render(prompts), model.token_logprobs(prompts), strict=True):
-        following = torch.as_tensor(list(row.ids[1:]))
-        losses.append(-logprobs[:-1].gather(1, following[:, None])[:, 0])
+    for chunk in text_chunks(model, list(neutral)):
+        for row, logprobs in zip(model.render(chunk), model.token_logprobs(chunk), strict=True):
+            following = torch.as_tensor(list(row.ids[1:]))
+            losses.append(-logprobs[:-1].gather(1, following[:, None])[:, 0])
     return float(torch.cat(losses).mean())
 
 

@@ -257,9 +257,7 @@ def _summed_loss(model: HookedModel, batch: Batch, added: _Added) -> tuple[Tenso
 
 
 def _batches(model: HookedModel, rows: Sequence[Rendered], batch_tokens: int) -> Iterator[Batch]:
-    # at most 2²⁸ logits (1 GiB in float32) per batch, whatever the vocabulary
-    largest = 2**28 // max(1, model.vocab_size)
-    return model.batches(rows, max(1, min(batch_tokens, largest)))
+    return model.batches(rows, model.logit_tokens(batch_tokens))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ model itself finds unlikely can have a lower cross-entropy under an edit, never 
 Memory: log-probabilities of two passes over a few prompts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.data.prompts import Prompt, PromptSet
+from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.models.hooked import HookedModel
 from emlens.models.likelihoods import rows_widened
+from emlens.models.pass_memory import text_chunks
 from emlens.stats import ratio_of_means
 
 RESAMPLES = 1999
 """Of the intervals that describe a single arm; restoration, which decides, takes more."""
-_CHUNK = 2**26
-"""Log-probabilities in memory at once for one of the two models (256 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,18 @@ class TextDamage:
     cross_entropy: Estimate
 
 
-def mean_kl(
+def summed_kl(
     reference: Sequence[Float[Tensor, "token vocab"]], other: Sequence[Float[Tensor, "token vocab"]]
 ) -> float:
-    """Mean over all tokens of KL(reference ‖ other) in nats; 0 or more.
+    """Sum over all tokens of KL(reference ‖ other) in nats; 0 or more.
 
     Args:
         reference, other: log-probabilities of the same rows under two models.
 
     Raises:
-        InputError: rows that do not fit, or none.
+        InputError: rows that do not fit.
     """
-    total, count = 0.0, 0
+    total = 0.0
     for a, b in zip(reference, other, strict=True):
         if a.shape != b.shape:
             raise InputError(
@@ -64,10 +63,7 @@ def mean_kl(
                 " pass log-probabilities of the same prompts"
             )
         total += float(_kl(a, b).sum())
-        count += len(a)
-    if not count:
-        raise InputError("reference is empty; pass at least one prompt")
-    return total / count
+    return total
 
 
 def _kl(
@@ -103,7 +99,7 @@ def token_damage(
     """
     rows = []
     return_free_memory()
-    for chunk in _chunks(model, prompts):
+    for chunk in text_chunks(model, prompts):
         plain = unedited if unedited is not None else model.token_logprobs(chunk)
         with model.intervene(interventions):
             edited = model.token_logprobs(chunk)
@@ -131,24 +127,10 @@ def unedited_logprobs(
     model: HookedModel, prompts: PromptSet
 ) -> list[Float[Tensor, "token vocab"]] | None:
     """Log-probabilities of the unedited model; None where they do not fit into memory together."""
-    chunks = list(_chunks(model, prompts))
+    chunks = list(text_chunks(model, prompts))
     if len(chunks) > 1:
         return None
     return model.token_logprobs(chunks[0])
-
-
-def _chunks(model: HookedModel, prompts: PromptSet) -> Iterator[list[Prompt]]:
-    """Prompts in order, in chunks whose log-probabilities fit into memory; one prompt at least."""
-    chunk: list[Prompt] = []
-    size = 0
-    for prompt, row in zip(prompts, model.render(prompts), strict=True):
-        row_size = len(row.ids) * model.vocab_size
-        if chunk and size + row_size > _CHUNK:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(prompt)
-        size += row_size
-    yield chunk
 
 
 def text_damage(tables: pd.DataFrame | Sequence[pd.DataFrame], *, seed: int = 0) -> TextDamage:

@@ -22,7 +22,7 @@ from torch import Tensor
 from emlens.activations import Activations, capture, capture_pair
 from emlens.data import PromptSet, QuestionSet
 from emlens.data.prompt_inputs import PromptsLike, as_prompts
-from emlens.evaluation.damage import text_damage, token_damage
+from emlens.evaluation.damage import text_damage, token_damage, unedited_logprobs
 from emlens.evaluation.dosing import UsableWindow, usable_window
 from emlens.evaluation.explanation import Explanation
 from emlens.evaluation.patchscope import patchscope
@@ -238,7 +238,7 @@ def _doses(
     direction: Direction, model: HookedModel, place: _Place, neutral: PromptSet
 ) -> tuple[pd.DataFrame, UsableWindow]:
     """What each dose costs on neutral text, and the window in which that is little."""
-    unedited = list(model.token_logprobs(neutral))
+    unedited = unedited_logprobs(model, neutral)
     rows = []
     for coefficient in COEFFICIENTS:
         edit = _added(direction.unit, coefficient, place)

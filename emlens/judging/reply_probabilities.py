@@ -240,11 +240,17 @@ class ReplyReader:
 
     def _of_tree(self, tree: ContinuationTree, level: Sequence[_Beginning]) -> list[list[float]]:
         """Probabilities of the tokens that matter after each beginning, from kept texts."""
+        prompts = [tree.prompts[beginning.row] for beginning in level]
         if not level[0].ids:
-            scores = tree.prompt_scores()
-        else:
-            scores = tree.scores([(beginning.row, beginning.ids) for beginning in level])
-        return self._that_matter(scores, [tree.prompts[beginning.row] for beginning in level])
+            return self._that_matter(tree.prompt_scores(), prompts)
+        probabilities: list[list[float]] = [[]] * len(level)
+        asked = [(beginning.row, beginning.ids) for beginning in level]
+        for numbers, scores in tree.scores(asked):
+            values = self._that_matter(scores, [prompts[number] for number in numbers])
+            for number, of_one in zip(numbers, values, strict=True):
+                probabilities[number] = of_one
+            del scores  # before the next pass
+        return probabilities
 
     @torch.no_grad()
     def _of_whole_rows(

@@ -14,7 +14,8 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.models.edit_blocks import ActiveEdit
 from emlens.models.finite import NotFiniteScores
-from emlens.models.hooked import LOGITS, HookedModel
+from emlens.models.hooked import HookedModel
+from emlens.models.pass_memory import PassShape, rows_that_fit
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import Ends, never_ends
 
@@ -61,7 +62,7 @@ def rows_at_once(
 ) -> int:
     """Rows in the model at most, if each gets as long as the longest may."""
     tokens = max(len(row.ids) for row in rows) + max_new_tokens
-    return max(1, min(batch_tokens // tokens, LOGITS // max(1, model.vocab_size)))
+    return rows_that_fit(PassShape.of(model), tokens, batch_tokens)
 
 
 def _answers(

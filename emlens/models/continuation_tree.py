@@ -25,10 +25,11 @@ from emlens.data.rendering import Rendered
 from emlens.models.batches import pad
 from emlens.models.cache_proof import equal_scores, proof_rows
 from emlens.models.counted_logits import only_counted
-from emlens.models.hooked import LOGITS, HookedModel
+from emlens.models.hooked import HookedModel
 from emlens.models.likelihoods import last_tokens
 from emlens.models.packing import Packing, mask_of, plan_packing
 from emlens.models.pass_counts import note_pass, uncounted_passes
+from emlens.models.pass_memory import LOGITS
 from emlens.models.row_cache import RowCache
 from emlens.models.transformers_backend import TransformersModel
 
@@ -135,24 +136,26 @@ class ContinuationTree:
         positions = packing.positions()
         return self._run(ids[:, start:], mask, positions[:, start:], counted[:, start:])
 
-    @torch.no_grad()
-    def scores(self, continuations: Sequence[Continuation]) -> Float[Tensor, "continuation vocab"]:
-        """Logits after each continuation; the one without its last token was asked for before."""
+    def scores(
+        self, continuations: Sequence[Continuation]
+    ) -> Iterator[tuple[list[int], Float[Tensor, "continuation vocab"]]]:
+        """Logits after each continuation; the one without its last token was asked for before.
+
+        Yields numbers of continuations and their logits, at most `LOGITS` of these at a time: those
+        of all continuations together are never held.
+        """
         by_row: dict[int, list[int]] = {}
         for number, (prompt, _) in enumerate(continuations):
             by_row.setdefault(self._packing.row_of[prompt], []).append(number)
         widest = max(map(len, by_row.values()))
         # so many columns at once that their logits fit
         step = max(1, LOGITS // (self._model.vocab_size * len(by_row)))
-        scores: list[Tensor | None] = [None] * len(continuations)
         for start in range(0, widest, step):
             part = {row: numbers[start : start + step] for row, numbers in by_row.items()}
             numbers = [number for row in sorted(part) for number in part[row]]
-            values = self._scores_of(continuations, part)
-            for number, value in zip(numbers, values, strict=True):
-                scores[number] = value
-        return torch.stack([score for score in scores if score is not None])
+            yield numbers, self._scores_of(continuations, part)
 
+    @torch.no_grad()
     def _scores_of(
         self, continuations: Sequence[Continuation], part: dict[int, list[int]]
     ) -> Float[Tensor, "continuation vocab"]:
@@ -215,13 +218,23 @@ def _holds(model: TransformersModel) -> bool:
         tree = ContinuationTree(plain, Packing([prompts[:2], prompts[2:]], [4, 0]))
         found = [tree.prompt_scores()]
         for depth in (1, 2):
-            found.append(tree.scores([each for each in asked if len(each[1]) == depth]))
+            found.append(_together(tree, [each for each in asked if len(each[1]) == depth]))
     except Exception:  # a model that does not know this mask or cache raises what it likes
         return False
     expected = [_whole(plain, prompts, [(number, ()) for number in range(len(prompts))])]
     for depth in (1, 2):
         expected.append(_whole(plain, prompts, [e for e in asked if len(e[1]) == depth]))
     return equal_scores(plain, found, expected)
+
+
+def _together(
+    tree: ContinuationTree, asked: Sequence[Continuation]
+) -> Float[Tensor, "continuation vocab"]:
+    """Logits after a few continuations, in their order."""
+    scores: dict[int, Tensor] = {}
+    for numbers, values in tree.scores(asked):
+        scores.update(zip(numbers, values, strict=True))
+    return torch.stack([scores[number] for number in range(len(asked))])
 
 
 def _whole(

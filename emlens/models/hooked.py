@@ -41,6 +41,7 @@ from emlens.models.likelihoods import (
     with_continuation,
 )
 from emlens.models.packing import packed_batches
+from emlens.models.pass_memory import LOGITS
 from emlens.models.passes import Reader
 from emlens.models.prefix_plan import plan_shared_batches
 from emlens.models.remembered_rows import RememberedRows
@@ -53,10 +54,8 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_TOKENS = 8192
 GENERATION_TOKENS = 32_768
 """Tokens whose keys and values are held while answers are generated; 6 GiB for a 14B model in 16
-bits.
+bits. A model whose keys and values are larger gets fewer (`pass_memory.CACHE_BYTES`).
 """
-LOGITS = 2**28
-"""Logits in memory at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
 
 
 class HookedModel(ABC):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from emlens.data import PromptSet, QuestionSet
-from emlens.evaluation.damage import mean_kl
+from emlens.evaluation.damage import summed_kl
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.interventions.applied_adapter import applied_adapter
@@ -29,6 +29,7 @@ from emlens.interventions.lora_sums import (
 )
 from emlens.judging.score_source import ScoreSource
 from emlens.models.hooked import HookedModel
+from emlens.models.pass_memory import text_chunks
 from emlens.results.study_result import columns_of
 from emlens.stats import paired_test
 
@@ -161,24 +162,21 @@ def significance(
     Columns: solution (`random`: orthogonal to the general one, of its rank and norms, mean over
     `seeds`), data (which text), share, norm, kl (nats per token).
     """
-    plain = {data: parent.token_logprobs(prompts) for data, prompts in texts.items()}
     unit = update_norm(solutions[GENERAL])
-
-    def kl(adapter: LoraAdapter, share: float) -> dict[str, float]:
-        with applied_adapter(parent, with_norm(adapter, share * unit)):
-            return {
-                data: mean_kl(plain[data], parent.token_logprobs(prompts))
-                for data, prompts in texts.items()
-            }
+    random_updates = [random_update(solutions[GENERAL], seed) for seed in seeds]
+    updates = [*solutions.values(), *random_updates]
+    scaled = [(update, share * unit) for share in shares for update in updates]
+    by_text = {data: iter(_kl_of(parent, scaled, prompts)) for data, prompts in texts.items()}
 
     rows = []
-    random_updates = [random_update(solutions[GENERAL], seed) for seed in seeds]
     for share in shares:
-        by_solution = {name: kl(adapter, share) for name, adapter in solutions.items()}
-        random = pd.DataFrame([kl(adapter, share) for adapter in random_updates])
-        by_solution[RANDOM] = {data: float(np.mean(random[data].tolist())) for data in texts}
-        for name, values in by_solution.items():
-            for data, value in values.items():
+        by_solution: dict[str, dict[str, float]] = {name: {} for name in (*solutions, RANDOM)}
+        for data, values in by_text.items():
+            for name in solutions:
+                by_solution[name][data] = next(values)
+            by_solution[RANDOM][data] = float(np.mean([next(values) for _ in random_updates]))
+        for name, values_of in by_solution.items():
+            for data, value in values_of.items():
                 rows.append(
                     {
                         "solution": name,
@@ -189,6 +187,26 @@ def significance(
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _kl_of(
+    parent: HookedModel, updates: Sequence[tuple[LoraAdapter, float]], prompts: PromptSet
+) -> list[float]:
+    """Mean token KL(parent ‖ model) of each update, in nats.
+
+    Log-probabilities of a few texts are held at a time, under the parent and under one update.
+
+    Args:
+        updates: each with the norm that it gets.
+    """
+    sums, n_tokens = [0.0] * len(updates), 0
+    for chunk in text_chunks(parent, list(prompts)):
+        plain = parent.token_logprobs(chunk)
+        n_tokens += sum(map(len, plain))
+        for number, (adapter, norm) in enumerate(updates):
+            with applied_adapter(parent, with_norm(adapter, norm)):
+                sums[number] += summed_kl(plain, parent.token_logprobs(chunk))
+    return [total / n_tokens for total in sums]
 
 
 def line(

@@ -9,6 +9,7 @@ import tiny_models
 import torch
 
 from emlens.activations import CaptureSpec, activation_deltas, capture
+from emlens.controls import update_landmark
 from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.update_landmark import (
     _leading,
@@ -25,7 +26,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import torch_rng
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
-from emlens.models import load_model
+from emlens.models import HookedModel, load_model, pass_memory
 from emlens.training.examples import encode_answers, pad_batch
 from emlens.training.fitting import load_parent
 from emlens.training.objectives import answer_loss
@@ -93,7 +94,9 @@ def test_frames_have_no_preferred_direction() -> None:
     assert float((moment - torch.eye(8) / 8).abs().max()) < 0.05
 
 
-def test_drawn_shifts_are_as_long_and_damage_is_measured(model: Any, update: LoraAdapter) -> None:
+def test_drawn_shifts_are_as_long_and_damage_is_measured(
+    model: Any, update: LoraAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, evaluation = chats(12, 1), chats(12, 2)
     landmark = update_null(
         model, update, (train, evaluation), neutral=chats(6, 3), spec=SPEC, draws=2, k=3
@@ -116,6 +119,17 @@ def test_drawn_shifts_are_as_long_and_damage_is_measured(model: Any, update: Lor
         for t in range(len(row.ids) - 1)
     ]
     assert landmark.parent_nats == pytest.approx(np.mean(losses), rel=1e-5)
+    monkeypatch.setattr(pass_memory, "TEXT_LOGITS", 1)
+    held = []
+    logprobs_of = HookedModel.token_logprobs
+
+    def counted(self: HookedModel, prompts: Any) -> Any:
+        held.append(len(prompts))
+        return logprobs_of(self, prompts)
+
+    monkeypatch.setattr(HookedModel, "token_logprobs", counted)
+    assert update_landmark._nats(model, chats(6, 3)) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert held == [1] * 6  # one text at a time
 
 
 def test_a_gradient_update_is_the_gradient_cut_to_the_rank(

@@ -7,34 +7,34 @@ import pytest
 import torch
 
 from emlens.data import Prompt, PromptSet
-from emlens.evaluation import damage, text_damage
-from emlens.evaluation.damage import mean_kl, token_damage, unedited_logprobs
+from emlens.evaluation import text_damage
+from emlens.evaluation.damage import summed_kl, token_damage, unedited_logprobs
 from emlens.foundation.errors import InputError
 from emlens.interventions import steer
-from emlens.models import Family, likelihoods
+from emlens.models import Family, likelihoods, pass_memory
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20"), Prompt("n3", "w4 w5 w6 w7 w8")])
 
 
 @pytest.mark.parametrize("at_once", [2**19, 20])
-def test_mean_kl_equals_torch(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summed_kl_equals_torch(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihoods, "_CACHED", at_once)  # 20: a token at a time
     a, b = (torch.randn(2, 5, 11).log_softmax(-1) for _ in range(2))
     expected = torch.nn.functional.kl_div(
-        b.double().flatten(0, 1), a.double().flatten(0, 1), log_target=True, reduction="batchmean"
+        b.double().flatten(0, 1), a.double().flatten(0, 1), log_target=True, reduction="sum"
     )
-    assert mean_kl(list(a), list(b)) == pytest.approx(float(expected), rel=1e-12)
-    assert mean_kl(list(a), list(a)) == 0.0 and mean_kl(list(a), list(b)) > 0
-    ragged = mean_kl([a[0], a[1, :1]], [b[0], b[1, :1]])  # a mean over tokens, not over rows
+    assert summed_kl(list(a), list(b)) == pytest.approx(float(expected), rel=1e-12)
+    assert summed_kl(list(a), list(a)) == 0.0
+    ragged = summed_kl([a[0], a[1, :1]], [b[0], b[1, :1]])
     both = torch.nn.functional.kl_div(
         torch.cat([b[0], b[1, :1]]).double(),
         torch.cat([a[0], a[1, :1]]).double(),
         log_target=True,
-        reduction="batchmean",
+        reduction="sum",
     )
     assert ragged == pytest.approx(float(both), rel=1e-12)
     certain = torch.tensor([[0.0, -torch.inf]])
-    assert mean_kl([certain], [torch.tensor([[0.5, 0.5]]).log()]) == pytest.approx(
+    assert summed_kl([certain], [torch.tensor([[0.5, 0.5]]).log()]) == pytest.approx(
         np.log(2), rel=1e-6
     )
 
@@ -68,7 +68,7 @@ def test_damage_of_each_prompt_is_that_of_passes_made_one_by_one(
                 logprobs[:-1].double(), torch.tensor(ids[1:], dtype=torch.long), reduction="sum"
             )
             assert row[name] == pytest.approx(float(losses), rel=1e-4, abs=1e-6)
-    monkeypatch.setattr(damage, "_CHUNK", 1)  # one prompt at a time
+    monkeypatch.setattr(pass_memory, "TEXT_LOGITS", 1)  # one prompt at a time
     np.testing.assert_allclose(
         token_damage(model, NEUTRAL, [edit]).to_numpy(), found.to_numpy(), rtol=1e-4, atol=1e-5
     )
@@ -85,7 +85,7 @@ def test_an_unedited_pass_is_spared_only_where_it_fits(
         token_damage(model, NEUTRAL, [edit], held).to_numpy(), whole.to_numpy()
     )
     assert (token_damage(model, NEUTRAL, [], held)["kl"] == 0).all()
-    monkeypatch.setattr(damage, "_CHUNK", 1)
+    monkeypatch.setattr(pass_memory, "TEXT_LOGITS", 1)
     assert unedited_logprobs(model, NEUTRAL) is None
 
 
@@ -107,7 +107,10 @@ def test_damage_is_a_mean_over_tokens_and_over_draws(family: Family, edit: Any) 
     with model.intervene([edit]):
         edited = model.token_logprobs(NEUTRAL)
     whole = text_damage(one)
-    assert whole.kl.value == pytest.approx(mean_kl(plain, edited), rel=1e-9) and whole.kl.n == 3
+    assert (
+        whole.kl.value == pytest.approx(summed_kl(plain, edited) / sum(map(len, plain)), rel=1e-9)
+        and whole.kl.n == 3
+    )
     assert whole.cross_entropy.value == pytest.approx(
         (one["edited"] - one["plain"]).sum() / one["predicted"].sum(), rel=1e-9
     )
@@ -133,6 +136,4 @@ def test_damage_that_cannot_be_averaged_is_refused(family: Family, edit: Any) ->
         InputError,
         match=r"rows have shapes \(2, 3\) and \(2, 4\); pass log-probabilities of the same prompts",
     ):
-        mean_kl([torch.zeros(2, 3)], [torch.zeros(2, 4)])
-    with pytest.raises(InputError, match="reference is empty; pass at least one prompt"):
-        mean_kl([], [])
+        summed_kl([torch.zeros(2, 3)], [torch.zeros(2, 4)])

@@ -17,7 +17,7 @@ from emlens.evaluation.sparse_features import SparseFeatures, feature_cosines
 from emlens.foundation.errors import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
-from emlens.models import HookedModel, load_model
+from emlens.models import HookedModel, load_model, pass_memory
 
 PLACE = Site.parse("resid_post.1")
 SITE = str(PLACE)
@@ -92,6 +92,26 @@ def test_every_reading_has_its_control(
     (plain,) = model.generate(asked, max_new_tokens=ANSWER_TOKENS, temperature=0.7)
     assert samples.loc["unsteered", "answer"] == plain
     assert any("reads at most 0% of known words" in caution for caution in said.cautions())
+
+
+def test_doses_hold_a_few_texts_at_a_time(
+    said: Explanation,
+    model: HookedModel,
+    chats: PromptSet,
+    planted: Direction,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pass_memory, "TEXT_LOGITS", 1)  # one text
+    again = explain(
+        planted,
+        model,
+        rows={"chats": chats},
+        neutral=chats[:3],
+        patch_layers=[0],
+        progress=False,
+    )
+    costs, whole = again.table("doses"), said.table("doses")
+    assert costs["kl"].tolist() == pytest.approx(whole["kl"].tolist(), rel=1e-3, abs=1e-7)
 
 
 def test_the_page_shows_texts_and_runs_nothing(said: Explanation, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """P(k) against the enumeration of every sequence of tokens that spells a beginning of a number."""
 
 import re
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from emlens.data.prompts import Message
 from emlens.data.rendering import Rendered
 from emlens.judging import reply_probabilities
 from emlens.judging.reply_probabilities import ReplyReader
+from emlens.models import continuation_tree
 from emlens.models.hooked import HookedModel
 from emlens.models.pass_counts import counted_passes
 
@@ -161,6 +163,31 @@ def test_prompts_about_one_answer_are_columns_of_one_row(judge: Any, monkeypatch
             assert abs(tree.numbers[number] - p) < EXACT, number
     expected = [tree.expected for tree in together]
     assert max(expected) - min(expected) > 0.01  # the prompts are told apart
+
+
+def test_logits_after_all_replies_are_never_held_together(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = judge("digits")
+    rows = rows_of(model, "say . ask ask", "ask fine")
+    reader = ReplyReader(model, CATEGORIES, floor=0.0)
+    whole = reader.distributions(rows)
+    most = 2 * 3 * model.vocab_size  # after three replies to each prompt
+    monkeypatch.setattr(continuation_tree, "LOGITS", most)
+    held: list[weakref.ref[Any]] = []
+    read = reader._that_matter
+
+    def watched(scores: Any, prompts: Any) -> Any:
+        held.append(weakref.ref(scores))
+        alive = [each() for each in held if each() is not None]
+        assert sum(each.numel() for each in alive) <= most
+        return read(scores, prompts)
+
+    monkeypatch.setattr(reader, "_that_matter", watched)
+    apart = reader.distributions(rows)
+    assert len(held) > 20
+    for a, b in zip(whole, apart, strict=True):
+        assert max(abs(a.numbers[k] - b.numbers[k]) for k in a.numbers) <= EXACT
 
 
 def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any) -> None:

@@ -4,6 +4,7 @@ it do, and the four measures.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from emlens.interventions.lora_sums import update_norm
 from emlens.judging import ReferenceJudge
 from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.judging.sampled_scores import SampledScores, Sampling
+from emlens.models import HookedModel, pass_memory
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.plans import PLANTED
 from emlens.studies import read_config
@@ -257,6 +259,26 @@ def test_change_elsewhere_is_none_without_an_update_and_stands_beside_random_one
     )["kl"]
     assert table[GENERAL, 0.0] == 0 == table[RANDOM, 0.0]
     assert table[GENERAL, 1.0] > table[RANDOM, 1.0] > 0
+
+
+def test_change_elsewhere_holds_a_few_texts_at_a_time(
+    organism: Organism, solutions: dict[str, LoraAdapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = organism.family.instruct
+    texts = {"neutral": PromptSet(list(organism.neutral_prompts)[:3])}
+    whole = significance(model, solutions, texts, (1.0,), (0,))
+    monkeypatch.setattr(pass_memory, "TEXT_LOGITS", 1)
+    held = []
+    logprobs_of = HookedModel.token_logprobs
+
+    def counted(self: HookedModel, prompts: Any, **options: Any) -> Any:
+        held.append(len(list(prompts)))
+        return logprobs_of(self, prompts, **options)
+
+    monkeypatch.setattr(HookedModel, "token_logprobs", counted)
+    apart = significance(model, solutions, texts, (1.0,), (0,))
+    assert max(held) == 1 and len(held) == 3 * (1 + len(solutions) + 1)
+    assert apart["kl"].tolist() == pytest.approx(whole["kl"].tolist(), rel=1e-3)
 
 
 def test_the_line_begins_and_ends_in_the_solutions(
