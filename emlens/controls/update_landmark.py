@@ -34,6 +34,7 @@ from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
+from emlens.models.onednn_linear import by_onednn
 from emlens.models.pass_memory import text_chunks
 from emlens.training.examples import Example, encode_answers, pad_batch
 from emlens.training.gradient_memory import batch_bytes, weight_bytes
@@ -242,7 +243,7 @@ def _gradients(
     model: CheckpointModel, examples: Sequence[Example], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     batch = {name: tensor.to(model.device) for name, tensor in pad_batch(examples, 0).items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), by_onednn(model.d_model):
         return torch.autograd.grad(answer_loss(model.module, batch), list(weights))
 
 

@@ -28,6 +28,7 @@ from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 from emlens.models.live_weights import weight_versions, weights_fingerprint
 from emlens.models.module_trees import is_adapted
+from emlens.models.onednn_linear import by_onednn
 from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
@@ -155,6 +156,7 @@ class CheckpointModel(HookedModel):
             # no other thread runs these modules meanwhile
             stack.enter_context(self.bank.selected(self.adapter))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(by_onednn(self.d_model))
             for edit in self.edit_blocks.active:
                 if isinstance(edit, ModuleUpdates):
                     for update in edit.updates:

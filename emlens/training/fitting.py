@@ -31,6 +31,7 @@ from emlens.foundation.provenance import (
 from emlens.foundation.records import write_checked
 from emlens.models.adapter_files import CONFIG, is_adapter
 from emlens.models.checkpoint_files import checkpoint_hashes, read_object
+from emlens.models.onednn_linear import by_onednn
 from emlens.models.sidecars import ADAPTER_HASH, adapter_config_hash, read_sidecar
 from emlens.models.turn_lock import TurnLock
 from emlens.runs.locks import only_writer
@@ -324,6 +325,7 @@ class _Training:
         before = _trainable_weights(self.model)
         with (
             checkpointed(self.model, self.recipe),
+            by_onednn(_stream_width(self.model)),
             stage_bar("training", self.recipe.steps, show=progress) as bar,
         ):
             rows, stopped = trainer.train(
@@ -489,6 +491,11 @@ def _fingerprint(
 
 def _trainable_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _stream_width(model: Any) -> int:
+    """0 where the configuration names none."""
+    return getattr(model.config.get_text_config(), "hidden_size", 0)
 
 
 def _require_change(before: Mapping[str, Tensor], model: nn.Module) -> None:
