@@ -129,7 +129,14 @@ def test_training_of_wide_models_uses_it_and_agrees(
         Prompt(f"chat {i}", text, messages=[Message("user", text)], response=text)
         for i, text in enumerate(tiny_models.texts(4))
     ]
-    recipe = Recipe(rank=2, steps=3, batch_size=2, learning_rate=1e-3)
+    recipe = Recipe(
+        rank=2,
+        alpha=4,
+        target_modules=("q_proj", "down_proj"),
+        learning_rate=1e-3,
+        steps=3,
+        batch_size=2,
+    )
 
     def losses(out: str) -> list[float]:
         fitted = fit(recipe, parent, PromptSet(chats), tmp_path / out, device="cpu")
