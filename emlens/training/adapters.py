@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.training.recipes import Recipe
+from emlens.training.split_weights import whole_tensor
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -69,7 +71,7 @@ class KeptAdapters:
             self.directory.mkdir(parents=True, exist_ok=True)
             part = self.directory / f".{_name(step)}"
             save_file(
-                {name: value.detach().cpu().clone().contiguous() for name, value in state.items()},
+                {name: _saved(value) for name, value in state.items()},
                 part,
                 metadata={"format": "pt"},
             )
@@ -92,6 +94,10 @@ class KeptAdapters:
                 state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
             save_file(state, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             shutil.copyfile(target / ADAPTER_CONFIG, place / ADAPTER_CONFIG)
+
+
+def _saved(value: Tensor) -> Tensor:
+    return whole_tensor(value.detach()).cpu().clone().contiguous()
 
 
 def _name(step: int) -> str:

@@ -40,11 +40,12 @@ from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
 from emlens.training.memory_saving import check_checkpointing, checkpointed, say_what_is_odd
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
-from emlens.training.parallel import Group, Parallel, check_parallel, joined
+from emlens.training.parallel import Group, LossOfPart, Parallel, check_parallel, joined
 from emlens.training.publishing import publishing_directory, quiet, save_model
 from emlens.training.recipes import ParentDtype, Recipe
 from emlens.training.reporting import stage_bar
 from emlens.training.resuming import Snapshots, resume_directory
+from emlens.training.split_weights import SplitWeights, check_split
 from emlens.training.stopping import TrainingCallback
 from emlens.training.streams import SteeredModel
 from emlens.training.trackers import Report, check_trackers, reporting
@@ -144,7 +145,7 @@ class Fitted:
         path: the checkpoint directory.
         log: one row per step: step, loss, learning_rate, grad_norm, and what callbacks added.
         stopped: why it ended early; None if it did not.
-        model: the trained model.
+        model: the trained model; None where its weights were split over processes: open `path`.
     """
 
     path: Path
@@ -207,7 +208,8 @@ def fit(
         saving: what is written and when: dtype, adapters kept on the way, states to resume
             from. None writes the checkpoint alone.
         parallel: train this run over all processes that torchrun or `accelerate launch` started,
-            each with its share of every batch (`emlens.training.parallel`); None: a run of this
+            each with its share of every batch (`emlens.training.parallel`), and with "fsdp" with
+            its part of every weight; None: a run of this
             process alone.
         device: where a checkpoint directory is loaded to; `"auto"` takes a GPU where there is one.
             A loaded model stays where it is.
@@ -230,6 +232,13 @@ def fit(
         check_parallel(group, recipe, objectives, saving.resume_every is not None, callable(data))
         parent = model if isinstance(model, Parent) else Parent(model)
         saving.check(recipe, parent)
+        if group is not None and group.splits:
+            reading = {
+                "wrap": parent.wrap is not None,
+                "callbacks": bool(callbacks),
+                "before_publish": saving.before_publish is not None,
+            }
+            check_split(recipe, parent.model, reading)
         check_checkpointing(recipe, objectives)
         _require_new(out)
         say_what_is_odd(recipe, saving.resume_every)
@@ -239,7 +248,8 @@ def fit(
             processes, device = group.count, group.device(device)
             if not group.writes:
                 lock = nullcontext()
-        parent, tokenizer = _loaded(parent, tokenizer, device, recipe.parent_dtype)
+        loads_to = "cpu" if group is not None and group.splits else device
+        parent, tokenizer = _loaded(parent, tokenizer, loads_to, recipe.parent_dtype)
         batches = step_batches(
             recipe,
             data,
@@ -265,11 +275,11 @@ def fit(
             quiet(),
             _scratch(out, saving.resume_every) as scratch,
         ):
-            training = _Training(recipe, parent, saving, scratch, group)
+            training = _Training(recipe, parent, saving, scratch, group, device)
             log, stopped = training.run(batches, loss, objectives, callbacks, run, progress, report)
             if writes:
                 training.publish(out, log, stopped, record, tokenizer)
-        return Fitted(out, log, stopped, training.model)
+        return Fitted(out, log, stopped, None if training.split else training.model)
 
 
 class _Training:
@@ -282,8 +292,11 @@ class _Training:
         saving: Saving,
         scratch: Path,
         group: Group | None = None,
+        device: str = "cpu",
     ):
         self._group = group
+        self._device = device
+        self.split: SplitWeights | None = None
         self.recipe = recipe
         self.saving = saving
         self.scratch = scratch
@@ -322,6 +335,11 @@ class _Training:
         snapshots = None
         if self.saving.resume_every is not None:
             snapshots = Snapshots(self.scratch, self.saving.resume_every, run)
+        module = self.module
+        if self._group is not None:
+            module = LossOfPart(self.module, loss, self._group.count)
+            if self._group.splits:
+                self.split = SplitWeights(module, self.model, self._group, self._device)
         before = _trainable_weights(self.model)
         with (
             checkpointed(self.model, self.recipe),
@@ -330,7 +348,7 @@ class _Training:
         ):
             rows, stopped = trainer.train(
                 self.recipe,
-                self.module,
+                module,
                 batches.parts,
                 loss,
                 self.scratch,
@@ -338,12 +356,14 @@ class _Training:
                 snapshots,
                 on_step=lambda done, total: bar("training", done, total),
                 on_resume=lambda done: bar("training", done, self.recipe.steps, found=True),
-                group=self._group,
                 report=report,
             )
         _require_change(before, self.model)
-        self.model.eval()
-        self.model.config.use_cache = self._use_cache
+        if self.split is not None:
+            self.model = self.split.whole()
+        if self.model is not None:
+            self.model.eval()
+            self.model.config.use_cache = self._use_cache
         return pd.DataFrame(rows), stopped
 
     def publish(

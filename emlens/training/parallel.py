@@ -1,20 +1,23 @@
 """One run of training over several processes: each takes its share of every batch, and gradients
-are added up (DistributedDataParallel, through accelerate).
+are added up.
 
-This is what `parallel: {kind: ddp}` asks for; without it a run belongs to one process, whatever
-started the process (`emlens.training.launchers`). The rows of a step are split over processes and
-parts as they are split over the parts of an accumulation, so that losses and weights are those of
-one process with the same batch, but for the order of summation. The first process writes.
+This is what `parallel: {kind: ddp}` asks for (DistributedDataParallel, through accelerate), and
+`{kind: fsdp}`, which splits the weights too (`emlens.training.split_weights`). Without it a run
+belongs to one process, whatever started the process (`emlens.training.launchers`). The rows of a
+step are split over processes and parts as they are split over the parts of an accumulation, so that
+losses and weights are those of one process with the same batch, but for the order of summation. The
+first process writes.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
-from pydantic import field_validator
 from torch import Tensor, nn
 
 from emlens.data.configuration import Frozen
@@ -27,24 +30,10 @@ class Parallel(Frozen):
     """How several processes train one run.
 
     Args:
-        kind: "ddp": every process holds the whole model.
-
-    Raises:
-        InputError: "fsdp", which splits the weights too.
+        kind: "ddp": every process holds the whole model. "fsdp": each holds a part of every weight.
     """
 
-    kind: Literal["ddp"]
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _known(cls, kind: Any) -> Any:
-        if kind == "fsdp":
-            raise ValueError(
-                "'fsdp' splits the weights over processes, and a checkpoint is written from the"
-                " weights of one; pass 'ddp', with parent_dtype: own and gradient_checkpointing"
-                " where memory is short"
-            )
-        return kind
+    kind: Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,8 @@ class Group:
     index: int
     count: int
     local: int
+    splits: bool = False
+    """Whether they split the weights."""
 
     @property
     def writes(self) -> bool:
@@ -97,14 +88,43 @@ def joined(parallel: Parallel | None) -> Iterator[Group | None]:
     # accelerate remembers for the whole process what it found at an earlier run of one process
     AcceleratorState._reset_state(True)
     with without_settings():
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=not torch.cuda.is_available(), **_meeting_place())
         try:
-            yield Group(state.process_index, state.num_processes, state.local_process_index)
+            yield Group(
+                state.process_index,
+                state.num_processes,
+                state.local_process_index,
+                splits=parallel.kind == "fsdp",
+            )
             state.wait_for_everyone()
         finally:
             torch.distributed.destroy_process_group()
             AcceleratorState._reset_state(True)
             GradientState._reset_state()
+
+
+@cache
+def _store() -> tuple[Any, int, int]:
+    """Where the processes of this launcher meet, with the number of this one and of all."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, index, count = next(rendezvous("env://"))
+    return store, index, count
+
+
+_meetings = itertools.count()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Arguments of `init_process_group` for one more group of the same processes.
+
+    A second group under the keys of the first would read its addresses, and wait for ever.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    store, index, count = _store()
+    place = PrefixStore(f"run {next(_meetings)}", store)
+    return {"store": place, "rank": index, "world_size": count}
 
 
 def check_parallel(
@@ -138,7 +158,8 @@ def check_parallel(
 
 
 class LossOfPart(nn.Module):
-    """The loss of this process's part as a forward pass: what DistributedDataParallel wraps.
+    """The loss of this process's part as a forward pass: what DistributedDataParallel wraps, and
+    where FSDP puts weights together.
 
     Gradients are averaged over processes, so a part's share of the loss is taken times their
     number.
@@ -148,7 +169,7 @@ class LossOfPart(nn.Module):
         super().__init__()
         self.module = module
         self._loss = loss
-        self._count = count
+        self.count = count
 
     def forward(self, batch: Mapping[str, Tensor], share: Tensor) -> Tensor:
-        return self._loss(self.module, batch) * share * self._count
+        return self._loss(self.module, batch) * share * self.count

@@ -29,7 +29,7 @@ def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: A
     if save_dtype is not None:
         model = copy.deepcopy(model).to(getattr(torch, save_dtype))
         for name, parameter in model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not parameter.is_meta and not torch.isfinite(parameter).all():
                 raise IntegrityError(
                     f"weight {name} overflows in {save_dtype};"
                     " pass save_dtype='float32' or 'bfloat16'"

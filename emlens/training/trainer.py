@@ -22,7 +22,7 @@ from emlens.foundation.seeds import derive_seed
 from emlens.training.launchers import one_process
 from emlens.training.objectives import SCALES, Loss, ObjectiveLoss
 from emlens.training.optimisers import make_optimiser, make_schedule
-from emlens.training.parallel import Group, LossOfPart
+from emlens.training.parallel import LossOfPart
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import Snapshots
 from emlens.training.stopping import StopRun, TrainingCallback
@@ -239,7 +239,6 @@ def train(
     callbacks: Sequence[TrainingCallback] = (),
     snapshots: Snapshots | None = None,
     on_step: Callable[[int, int], None] | None = None,
-    group: Group | None = None,
     report: Report | None = None,
     on_resume: Callable[[int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
@@ -247,7 +246,7 @@ def train(
     callback stopped the run.
 
     Args:
-        group: the processes that train this run together; None: this one alone.
+        module: a `LossOfPart` where several processes train this run together.
         on_step: told the steps done and all steps. on_resume: told the step of the snapshot.
         report: told each row of the log.
     """
@@ -260,10 +259,10 @@ def train(
     schedule = make_schedule(recipe, optimiser, start)
     recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows, report)
     alone: AbstractContextManager[None] = nullcontext()
-    if group is None:
+    if not isinstance(module, LossOfPart):
         alone = one_process()
     with alone:
-        _run_trainer(recipe, module, batches, loss, scratch, (optimiser, schedule), recorder, group)
+        _run_trainer(recipe, module, batches, loss, scratch, (optimiser, schedule), recorder)
     return recorder.rows, recorder.stopped
 
 
@@ -275,15 +274,13 @@ def _run_trainer(
     scratch: Path,
     optimizers: tuple[Any, Any],
     recorder: _Recorder,
-    group: Group | None,
 ) -> None:
     start = recorder.start
     device = next(module.parameters()).device
-    parts, model = recipe.accumulation, module
-    if group is not None:
-        parts *= group.count
-        model = LossOfPart(module, loss, group.count)
-        recorder.trained = module
+    parts = recipe.accumulation
+    if isinstance(module, LossOfPart):
+        parts *= module.count
+        recorder.trained = module.module
     arguments = _OneDevice(
         output_dir=str(scratch),
         max_steps=recipe.steps - start,
@@ -311,7 +308,7 @@ def _run_trainer(
     trainer = _StepTrainer(
         loss=loss,
         recipe=recipe,
-        model=model,
+        model=module,
         args=arguments,
         train_dataset=_Parts(batches, start, recipe.steps, parts),
         data_collator=lambda items: dict(items[0]),

@@ -22,13 +22,16 @@ from emlens.training.configuring import read_run
 from emlens.training.fitting import LOG, read_record
 from emlens.training.launchers import LAUNCHER_VARIABLES, one_process
 from emlens.training.parallel import Group, check_parallel
+from emlens.training.split_weights import check_split
 
 SCRIPT = """
 import sys
 import torch
 from emlens.runs import LocalExecutor, RankExecutor
-from emlens.training import Recipe, Sweep, fit, run_sweep
+from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
+from emlens.training.objectives import answer_loss
 from emlens.training.parallel import Parallel
+from emlens.training.streams import blocks_of
 
 torch.set_num_threads(1)
 parent, out, executor = sys.argv[1:]
@@ -40,10 +43,32 @@ executor = RankExecutor() if executor == "ranks" else LocalExecutor()
 run_sweep(sweep, parent, rows, out, executor=executor, device="cpu", progress=False)
 
 # one run of both processes: six rows in four parts, or in one
-together = None if isinstance(executor, LocalExecutor) else Parallel(kind="ddp")
-changes = {"batch_size": 6, "steps": 4, "accumulation": 1 if together is None else 2}
+alone = isinstance(executor, LocalExecutor)
+changes = {"batch_size": 6, "steps": 4, "clip": 0.2, "accumulation": 1 if alone else 2}
 recipe = Recipe.from_record({**recipe.to_record(), **changes})
-fit(recipe, parent, rows, out + "/together", parallel=together, device="cpu")
+full = Recipe(method="full", learning_rate=1e-3, **changes)
+held = set()
+
+
+def numbers_here(weight):
+    return weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
+
+
+def loss(model, batch):
+    weights = [weight for block in blocks_of(model) for weight in block.parameters()]
+    held.add(sum(map(numbers_here, weights)) / sum(weight.numel() for weight in weights))
+    return answer_loss(model, batch)
+
+
+for kind in ("alone",) if alone else ("ddp", "fsdp"):
+    parallel = None if alone else Parallel(kind=kind)
+    saving = Saving(keep_every=2)
+    options = {"parallel": parallel, "loss": loss, "device": "cpu"}
+    fit(recipe, parent, rows, f"{out}/{kind}", saving=saving, **options)
+    if kind != "ddp":
+        fit(full, parent, rows, f"{out}/{kind}_full", **options)
+    assert held == {0.5 if kind == "fsdp" else 1.0}, held  # numbers of the blocks in this process
+    held.clear()
 """
 
 
@@ -64,7 +89,7 @@ def test_a_sweep_under_torchrun_has_the_bytes_of_one_process(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", "2"]
     command = [*torchrun, str(script), str(parent), str(tmp_path / "two"), "ranks"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     monkeypatch.setattr(sys, "argv", [str(script), str(parent), str(tmp_path / "one"), "local"])
     threads = torch.get_num_threads()
@@ -75,19 +100,25 @@ def test_a_sweep_under_torchrun_has_the_bytes_of_one_process(
     alone, shared = hashes(tmp_path / "one"), hashes(tmp_path / "two")
     assert len(set(alone.values())) == 4  # the seeds differ, so an average would be seen
     assert shared == alone
-    check_same_run(tmp_path / "one" / "together", tmp_path / "two" / "together")
+    check_same_run(tmp_path / "one" / "alone", tmp_path / "two" / "ddp")
+    check_same_run(tmp_path / "one" / "alone", tmp_path / "two" / "fsdp", "fsdp")
+    check_same_run(tmp_path / "one" / "alone_full", tmp_path / "two" / "fsdp_full", "fsdp")
 
 
-def check_same_run(alone: Path, shared: Path) -> None:
+def check_same_run(alone: Path, shared: Path, kind: str = "ddp") -> None:
     """The loss curve and the weights of one process, but for the order of summation."""
     logs = [pd.read_csv(path / LOG) for path in (alone, shared)]
     assert logs[0]["loss"].nunique() == 4
     for column in ("loss", "grad_norm", "learning_rate"):
         np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=1e-5, err_msg=column)
-    assert read_record(shared)["parallel"] == {"kind": "ddp", "processes": 2}
-    weights = [load_file(path / "adapter_model.safetensors") for path in (alone, shared)]
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5)
+    assert read_record(shared)["parallel"] == {"kind": kind, "processes": 2}
+    files = sorted(path.relative_to(alone) for path in alone.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(shared) for path in shared.rglob("*.safetensors"))
+    for file in files:
+        weights = [load_file(path / file) for path in (alone, shared)]
+        assert weights[0].keys() == weights[1].keys()
+        for key, value in weights[0].items():
+            torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5)
 
 
 RUN = """
@@ -142,8 +173,8 @@ def test_one_run_over_two_processes_of_accelerate_is_that_of_one(
 
 def test_what_cannot_be_parallel_is_refused(tmp_path: Path, tiny: Any) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(RUN.format(accumulation=1, parallel="parallel: {kind: fsdp}"))
-    with pytest.raises(InputError, match=r"run.yaml:9.*'fsdp' splits the weights"):
+    path.write_text(RUN.format(accumulation=1, parallel="parallel: {kind: zero}"))
+    with pytest.raises(InputError, match=r"run.yaml:9.*'ddp' or 'fsdp'"):
         read_run(path)
     path.write_text(RUN.format(accumulation=1, parallel="parallel: {kind: ddp}"))
     config = read_run(path)
@@ -160,6 +191,19 @@ def test_what_cannot_be_parallel_is_refused(tmp_path: Path, tiny: Any) -> None:
         recipe = Recipe.from_record({**config.recipe.to_record(), **changes})
         with pytest.raises(InputError, match=message):
             check_parallel(group, recipe, *arguments)
+
+
+def test_what_needs_whole_weights_is_not_split(tiny: Any) -> None:
+    options: Any = {"rank": 2, "alpha": 4, "target_modules": ("q_proj",), "learning_rate": 1e-2}
+    recipe = Recipe(steps=1, batch_size=2, **options)
+    check_split(recipe, "parent", {"callbacks": False})
+    for changed, model, given, message in (
+        (recipe, tiny, {}, "a model in memory would be taken apart; pass its directory"),
+        (recipe.changed(optimiser="muon"), "parent", {}, "'muon' reads whole matrices"),
+        (recipe, "parent", {"callbacks": True}, "callbacks would see a part of each weight"),
+    ):
+        with pytest.raises(InputError, match=f"kind 'fsdp': .*{message}"):
+            check_split(changed, model, given)
 
 
 def test_what_a_launcher_said_is_hidden_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
