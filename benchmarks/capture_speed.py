@@ -5,9 +5,8 @@ round, interleaved, and medians are compared. The model is a random Qwen2 of abo
 with the real vocabulary of 152 thousand.
 """
 
-import random
+import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import rivals
 from benchmarks.records import record, show
+from benchmarks.turns import peak_of, ratio_of, take_turns
 from emlens.activations import CaptureSpec, capture
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
@@ -67,7 +67,9 @@ def build(
     return wrap(module, tokenizer, torch.device("cpu"))
 
 
-def wrap(module: Any, tokenizer: Any, device: torch.device) -> TransformersModel:
+def wrap(
+    module: Any, tokenizer: Any, device: torch.device, chat_template: str | None = None
+) -> TransformersModel:
     config = module.config
     return TransformersModel(
         module,
@@ -76,25 +78,29 @@ def wrap(module: Any, tokenizer: Any, device: torch.device) -> TransformersModel
         d_model=config.hidden_size,
         device=device,
         max_length=2048,
-        chat_template=None,
+        chat_template=chat_template,
         provenance={"dtype": str(next(module.parameters()).dtype).removeprefix("torch.")},
     )
 
 
 def prompts(
-    count: int = PROMPTS, words: int = WORDS, seed: int = 0, period: int | None = None
+    count: int = PROMPTS,
+    words: int = WORDS,
+    seed: int = 0,
+    period: int | None = None,
+    word: Callable[[int], str] = str,
 ) -> PromptSet:
     """Lengths like those of questions under a chat template: log-normal, median 48 tokens, some
     several times that.
 
     With `period` the lengths repeat after so many prompts, so that a longer set has no longer
-    prompts.
+    prompts. `word` writes a number of the vocabulary.
     """
     rng = numpy_rng(seed, "prompts")
     lengths = rng.lognormal(3.87, 0.6, period or count).clip(8, 512).astype(int)
     return PromptSet.from_texts(
         [
-            " ".join(map(str, rng.integers(3, words, lengths[i % len(lengths)])))
+            " ".join(map(word, rng.integers(3, words, lengths[i % len(lengths)])))
             for i in range(count)
         ]
     )
@@ -108,8 +114,13 @@ def measure(
     batch: int = 8,
     batch_tokens: int = 2048,
     gap: float = GAP,
+    deadline: float = math.inf,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Seconds of every case, and ours as a ratio of each."""
+    """Seconds of every case, and ours as a ratio of each.
+
+    Args:
+        deadline: see `benchmarks.turns.take_turns`.
+    """
     rows = model.render(asked)
     given = [list(range(i, min(i + batch, len(rows)))) for i in range(0, len(rows), batch)]
     layout = plan_batches([len(row.ids) for row in rows], batch_tokens)
@@ -122,7 +133,6 @@ def measure(
     def bare(order: str) -> None:
         for b in batches[order]:
             decoder(input_ids=b.ids, attention_mask=b.mask.long(), use_cache=False)
-        _wait(model.device)
 
     def captured() -> torch.Tensor:
         spec = CaptureSpec(batch_tokens=batch_tokens)
@@ -142,15 +152,7 @@ def measure(
         OURS: captured,
         **others,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    order, pick = list(cases), random.Random(0)
-    for _ in range(rounds):
-        pick.shuffle(order)  # no case always follows the same other
-        for name in order:
-            start = time.perf_counter()
-            cases[name]()
-            _wait(model.device)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns(cases, rounds, model.device, deadline)
     mine = statistics.median(seconds[OURS])
     table = pd.DataFrame(
         {
@@ -170,8 +172,10 @@ def measure(
         "tokens_min_median_max": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
         "batch_rows_given_order": batch,
         "batch_tokens_sorted": batch_tokens,
-        "rounds": rounds,
+        "rounds": len(seconds[OURS]),
         "not_installed": missing,
+        "beside_floor": ratio_of(seconds[OURS], seconds[FLOOR]),
+        "peak_bytes": {name: peak_of(cases[name], model.device) for name in (OURS, FLOOR)},
     }
     return table, facts
 
@@ -180,11 +184,6 @@ def _gap(theirs: torch.Tensor, ours: torch.Tensor) -> float:
     """Relative to the norm; a rival without the last block is compared on the others."""
     mine = ours[: len(theirs)]
     return float((mine - theirs).norm() / theirs.norm())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def against_goals(table: pd.DataFrame) -> list[dict[str, Any]]:

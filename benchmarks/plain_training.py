@@ -45,9 +45,11 @@ def peft_loop(
     parameters = [each for each in model.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     model.train()
+    device = parameters[0].device
     losses = []
     for step in range(recipe.steps):
-        (batch,) = batches.parts(step)
+        (part,) = batches.parts(step)
+        batch = {name: value.to(device) for name, value in part.items()}
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)

@@ -42,7 +42,7 @@ def by_generate(
     if greedy:
         how = {"do_sample": False}
     for row in rows:
-        ids = torch.tensor([row.ids])
+        ids = torch.tensor([row.ids], device=model.device)
         for start in range(0, samples, batch):
             out = model.module.generate(
                 input_ids=ids,

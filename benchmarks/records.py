@@ -1,5 +1,6 @@
 """What every measurement writes: value and spread, with commit, hardware, versions and seeds."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 
 
 def commit() -> str:
-    """Short hash of the commit measured; "+" where the tree had changes beside it."""
+    """Short hash of the commit measured; "+" where the tree had changes beside it, "unknown" in a
+    copy without history.
+    """
+    if shutil.which("git") is None or not (EVIDENCE.parent.parent / ".git").exists():
+        return "unknown"
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -33,8 +38,13 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
-def record(name: str, seeds: list[int], values: Any) -> Path:
-    path = EVIDENCE / f"{name}.json"
+def record(name: str, seeds: list[int], values: Any, path: Path | None = None) -> Path:
+    """Write values beside what they were measured with.
+
+    Args:
+        path: None: `docs/evidence/NAME.json`.
+    """
+    path = path or EVIDENCE / f"{name}.json"
     versions = library_versions() | library_versions(BESIDE)
     body = {
         "name": name,

@@ -11,6 +11,7 @@ exactly the stated lengths before they are timed, and greedy answers must agree 
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,9 +51,9 @@ class Stated(RowSampler):
     """Sampling in which a row ends at its stated length and not before."""
 
     def __init__(
-        self, seed: int, rows: list[Rendered], temperature: float, stated: list[int], end: int
+        self, seed: int, row_ids: Sequence[str], temperature: float, stated: list[int], end: int
     ):
-        super().__init__(seed, [row.id for row in rows], temperature)
+        super().__init__(seed, row_ids, temperature)
         self.stated, self.end = stated, end
 
     def pick(self, scores: torch.Tensor, rows: Any, steps: Any) -> torch.Tensor:
@@ -123,7 +124,7 @@ def ours(
     model: HookedModel, rows: list[Rendered], stated: list[int], slots: int, temperature: float
 ) -> list[list[int]]:
     end = model.tokenizer.eos_token_id
-    sampler = Stated(0, rows, temperature, stated, end)
+    sampler = Stated(0, [row.id for row in rows], temperature, stated, end)
     parts = model.decode(rows, sampler, max(stated), slots, never_ends)
     tokens = {
         done.index: done.tokens + [end] * (done.finish_reason == "stop")

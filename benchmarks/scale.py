@@ -302,14 +302,30 @@ def plan_beside_a_run(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         questions.to_jsonl(folder / "questions.jsonl")
-        config = large_study.study_of(folder, folder / "questions.jsonl", pairs)
-        config |= {"study": "delta_overlap", "k": 4, "layers": list(layers)}
-        config["family"]["instruct"] = str(parent)
-        config["family"]["device"] = "cpu"
-        config["options"]["delta_overlap"] |= {"adapters": 0, "by_group": False}
-        for fine_tune in pairs:
-            adapter_from(parent, folder / fine_tune, 0)
+        config = overlap_of(folder, parent, pairs, layers)
         return large_study.beside_a_run(config, folder / "out")
+
+
+def overlap_of(
+    folder: Path,
+    parent: Path,
+    pairs: Mapping[str, PromptSet],
+    layers: Sequence[int],
+) -> dict[str, Any]:
+    """`delta_overlap` of a parent with random adapters, which trains nothing.
+
+    Args:
+        folder: holds `questions.jsonl`, and gets chats and adapters.
+        pairs: chats of `bad` and `good`.
+    """
+    config = large_study.study_of(folder, folder / "questions.jsonl", pairs)
+    config |= {"study": "delta_overlap", "k": 4, "layers": list(layers)}
+    config["family"]["instruct"] = str(parent)
+    config["family"]["device"] = "cpu"
+    config["options"]["delta_overlap"] |= {"adapters": 0, "by_group": False}
+    for seed, fine_tune in enumerate(pairs):
+        adapter_from(parent, folder / fine_tune, 0, seed)
+    return config
 
 
 def _plan_beside_a_run() -> dict[str, Any]:

@@ -134,13 +134,13 @@ def pairing(
     }
 
 
-def adapter_from(parent: str | Path, path: Path, first: int) -> Path:
+def adapter_from(parent: str | Path, path: Path, first: int, seed: int = 0) -> Path:
     """A random LoRA adapter on two modules of every block from `first` on."""
     from peft import LoraConfig, get_peft_model
 
     base, _ = load_parent(Path(parent))
     blocks = list(range(first, base.config.num_hidden_layers))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LoraConfig(
         r=8,
         target_modules=["q_proj", "down_proj"],

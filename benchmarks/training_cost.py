@@ -8,20 +8,21 @@ chats by the sources of both trees, each in a process of its own; losses are com
 
 import json
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.plain_training import StepLoss, loss_over_answer_logits, peft_loop
 from benchmarks.records import EVIDENCE, record
 from benchmarks.transfer_cost import EARLIER, TODAY, by_tree, unpacked, write_chats
+from benchmarks.turns import CPU, peak_of, ratio_of, wait
 from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.data.advice import advice_questions, neutral_chats
 from emlens.foundation.files import read_json
@@ -57,49 +58,98 @@ print(json.dumps({"peak_gb": peak, "loss": [float(loss) for loss in fitted.log["
 """
 
 
-def training(path: str | Path, chats: PromptSet, recipe: Recipe, rounds: int) -> dict[str, Any]:
+def training(
+    path: str | Path,
+    chats: PromptSet,
+    recipe: Recipe,
+    rounds: int,
+    device: torch.device = CPU,
+    loss_gap: float = LOSS_GAP,
+    deadline: float = math.inf,
+) -> dict[str, Any]:
     """The steps of a LoRA run against a plain peft loop; loading is not timed.
 
-    A step is timed from one loss to the next. What a run does once (rows to tokens, the adapter,
-    the checkpoint with its record) is in `run_s` alone, of which it is much here.
+    A step is timed from one loss to the next: CPU seconds on a processor, elsewhere wall seconds
+    until the device is done, after a round that warms it up. What a run does once (rows to tokens,
+    the adapter, the checkpoint with its record) is in `run_s` alone, of which it is much here.
+
+    Args:
+        deadline: of `time.monotonic`; no round begins that would end after it.
     """
-    losses: dict[str, list[float]] = {}
-    runs: dict[str, list[float]] = {"plain": [], "emlens": []}
-    steps: dict[str, list[float]] = {"plain": [], "emlens": []}
-    for _ in range(rounds):
-        for name in runs:
-            base, tokenizer = load_parent(Path(path))
-            began = time.process_time()
-            if name == "plain":
-                loss, at = _timed(loss_over_answer_logits)
-                losses[name] = peft_loop(recipe, base, tokenizer, chats, loss)
-            else:
-                loss, at = _timed(answer_loss)
-                with tempfile.TemporaryDirectory() as folder:
-                    out = Path(folder) / "out"
-                    fitted = fit(recipe, Parent(base), chats, out, tokenizer=tokenizer, loss=loss)
-                losses[name] = fitted.log["loss"].tolist()
-            runs[name].append(time.process_time() - began)
-            steps[name].append((at[-1] - at[0]) / (len(at) - 1))
-    gap = max(abs(a - b) for a, b in zip(losses["plain"], losses["emlens"], strict=True))
-    if not gap < LOSS_GAP:
+    sides: dict[str, Callable[[], _Run]] = {
+        name: partial(_run, name, path, chats, recipe, device) for name in ("plain", "emlens")
+    }
+    peaks: dict[str, int | None] = {}
+    if device.type != "cpu":
+        peaks = {name: peak_of(side, device) for name, side in sides.items()}
+    runs: dict[str, list[_Run]] = {name: [] for name in sides}
+    longest = 0.0
+    for number in range(rounds):
+        began = time.monotonic()
+        if number and began + longest > deadline:
+            break
+        for name, side in sides.items():
+            runs[name].append(side())
+        longest = max(longest, time.monotonic() - began)
+    losses = zip(runs["plain"][-1].losses, runs["emlens"][-1].losses, strict=True)
+    gap = max(abs(a - b) for a, b in losses)
+    if not gap < loss_gap:
         raise SystemExit(f"losses differ by {gap:.2g}; not timing different results")
-    ratios = [a / b for a, b in zip(steps["emlens"], steps["plain"], strict=True)]
+    steps = {name: [run.step for run in of_name] for name, of_name in runs.items()}
     return {
         "steps": recipe.steps,
-        "run_s": runs,
+        "run_s": {name: [run.seconds for run in of_name] for name, of_name in runs.items()},
         "step_s": steps,
-        "ratio": statistics.median(ratios),
+        "peak_bytes": peaks,
         "gap": gap,
+        **ratio_of(steps["emlens"], steps["plain"]),
     }
 
 
-def _timed(loss: StepLoss) -> tuple[StepLoss, list[float]]:
-    """The loss, and the CPU seconds at which it was asked for."""
+@dataclass(frozen=True)
+class _Run:
+    """One run of either loop.
+
+    Args:
+        losses: of its steps. seconds: of all of it. step: seconds of one step, their mean.
+    """
+
+    losses: list[float]
+    seconds: float
+    step: float
+
+
+def _run(
+    name: str, path: str | Path, chats: PromptSet, recipe: Recipe, device: torch.device
+) -> _Run:
+    base, tokenizer = load_parent(Path(path), str(device), recipe.parent_dtype)
+    began = _now(device)
+    if name == "plain":
+        loss, at = _timed(loss_over_answer_logits, device)
+        losses = peft_loop(recipe, base, tokenizer, chats, loss)
+    else:
+        loss, at = _timed(answer_loss, device)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            fitted = fit(recipe, Parent(base), chats, out, tokenizer=tokenizer, loss=loss)
+        losses = fitted.log["loss"].tolist()
+    return _Run(losses, _now(device) - began, (at[-1] - at[0]) / (len(at) - 1))
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of the processor, or of the clock once the device is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    wait(device)
+    return time.perf_counter()
+
+
+def _timed(loss: StepLoss, device: torch.device) -> tuple[StepLoss, list[float]]:
+    """The loss, and the seconds at which it was asked for."""
     at: list[float] = []
 
     def timed(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        at.append(time.process_time())
+        at.append(_now(device))
         return loss(model, batch)
 
     return timed, at
@@ -124,20 +174,7 @@ def time_of(parent: str | Path, questions: QuestionSet, rounds: int) -> dict[str
         steps=STEPS,
         batch_size=BATCH,
     )
-    found = training(parent, chats_of(questions), recipe, rounds)
-    pairs = zip(found["step_s"]["emlens"], found["step_s"]["plain"], strict=True)
-    return {**found, **over_rounds([ours / plain for ours, plain in pairs])}
-
-
-def over_rounds(ratios: Sequence[float]) -> dict[str, Any]:
-    """Mean of ratios and its 95 % interval (Student's t over rounds)."""
-    from scipy.stats import t
-
-    mean, half = float(np.mean(ratios)), math.inf
-    if len(ratios) > 1:
-        error = float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios))
-        half = float(t.ppf(0.975, len(ratios) - 1)) * error
-    return {"ratios": list(ratios), "mean": mean, "low": mean - half, "high": mean + half}
+    return training(parent, chats_of(questions), recipe, rounds)
 
 
 def memory_of(

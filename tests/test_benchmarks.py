@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from benchmarks import (
     capture_memory,
@@ -17,7 +16,6 @@ from benchmarks import (
     em_rate_coverage,
     endpoint_judging,
     executors,
-    gpu,
     layers_positions,
     organism,
     organism_directions,
@@ -137,26 +135,6 @@ def test_a_killed_capture_gives_the_same_bytes(tmp_path: Path) -> None:
     found = store_resume.measure(tmp_path, 3, count=60, shard_rows=8, seed=1)
     assert found["same_bytes"] == found["kills"] == 3 and found["passed_for_finished"] == 0
     assert found["kills_before_the_end"] > 0 and found["shards"] > 3
-
-
-def test_the_gpu_table_is_skipped_in_one_line_without_a_gpu(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu.main()
-    assert capsys.readouterr().out.strip() == "gpu: skipped, torch sees no GPU here"
-    sizes = {
-        "vocab_size": 200,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    found = gpu.measure(
-        gpu.build(torch.device("cpu"), **sizes), count=4, rounds=1, batch_tokens=256
-    )
-    # rows, width, layers, bfloat16
-    assert found["store_equals_memory"] and found["estimate"]["bytes"] == 4 * 32 * 2 * 2
 
 
 def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
