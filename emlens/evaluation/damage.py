@@ -101,8 +101,10 @@ def token_damage(
     return_free_memory()
     for chunk in text_chunks(model, prompts):
         plain = unedited if unedited is not None else model.token_logprobs(chunk)
-        with model.intervene(interventions):
-            edited = model.token_logprobs(chunk)
+        edited = plain
+        if interventions:
+            with model.intervene(interventions):
+                edited = model.token_logprobs(chunk)
         for row, plain_row, edited_row in zip(model.render(chunk), plain, edited, strict=True):
             rows.append(
                 {

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
@@ -22,6 +21,7 @@ from emlens.data.rates import mean_over_questions
 from emlens.data.score_checks import ANSWER_KEY, Scale
 from emlens.data.scores import AlignmentScores
 from emlens.evaluation.damage import RESAMPLES, token_damage, unedited_logprobs
+from emlens.evaluation.measurements import measurements
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -31,6 +31,7 @@ from emlens.foundation.positions import Chosen
 from emlens.foundation.provenance import hash_json
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
+from emlens.models.lower_blocks import keeping_lower_blocks
 from emlens.runs.units import UnitLog
 
 Score = Callable[[HookedModel, QuestionSet], AlignmentScores]
@@ -188,8 +189,8 @@ class Trials:
         self.questions, self.neutral, self.score = questions, neutral, score
         self._score_inputs = {"questions": questions.content_hash, "score": score_name}
         self._log = None if out is None else UnitLog(Path(out))
-        self._measured: dict[str, pd.DataFrame] = {}
-        self._unedited: dict[str, list[Tensor] | None] = {}
+        self._kept = measurements()
+        self._kept.scores.append(score)
 
     def scores(
         self, model: HookedModel, interventions: Sequence[Intervention] = ()
@@ -233,24 +234,27 @@ class Trials:
             "model": model.provenance,
             "edits": [*model.edit_records(), *(edit.describe() for edit in interventions)],
         }
-        key = hash_json(all_inputs)
-        if key not in self._measured:
+        found = hash_json(all_inputs)
+        # damage is the same whatever the score
+        key = (found, id(self.score) if inputs["kind"] == "scores" else None)
+        tables = self._kept.tables
+        if key not in tables:
             if self._log is None:
-                self._measured[key] = work(model, interventions)
+                tables[key] = work(model, interventions)
             else:
                 record = self._log.run(
-                    f"{inputs['kind']}-{key[:24]}",
+                    f"{inputs['kind']}-{found[:24]}",
                     all_inputs,
                     lambda: (_table_to_record(work(model, interventions)), []),
                 )
-                self._measured[key] = _table_from_record(record)
+                tables[key] = _table_from_record(record)
         # a copy: a caller's changes stay the caller's
-        return self._measured[key].copy()
+        return tables[key].copy()
 
     def _measure_scores(
         self, model: HookedModel, interventions: Sequence[Intervention]
     ) -> pd.DataFrame:
-        with model.intervene(interventions):
+        with keeping_lower_blocks(self._kept.below_edits), model.intervene(interventions):
             scores = self.score(model, self.questions)
         table = question_scores(scores)
         if set(table.index) != set(self.questions.ids):
@@ -264,13 +268,17 @@ class Trials:
     def _measure_damage(
         self, model: HookedModel, interventions: Sequence[Intervention]
     ) -> pd.DataFrame:
-        if self.neutral is None:
+        neutral = self.neutral
+        if neutral is None:
             raise InputError("no neutral prompts were given; pass neutral=")
-        key = hash_json({"model": model.provenance, "edits": model.edit_records()})
-        if key not in self._unedited:
-            # of one model at a time: they are large
-            self._unedited = {key: unedited_logprobs(model, self.neutral)}
-        return token_damage(model, self.neutral, interventions, self._unedited[key])
+        inputs = {
+            "neutral": neutral.content_hash,
+            "model": model.provenance,
+            "edits": model.edit_records(),
+        }
+        unedited = self._kept.unedited(hash_json(inputs), lambda: unedited_logprobs(model, neutral))
+        with keeping_lower_blocks(self._kept.below_edits):
+            return token_damage(model, neutral, interventions, unedited)
 
 
 def _require_name(score: Score) -> None:

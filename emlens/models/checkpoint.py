@@ -79,6 +79,8 @@ class CheckpointModel(HookedModel):
         # of `emlens.models.trunks`: which starts were proved, and what a block returns
         self.trunks_proved: dict[tuple[int, str | None, str | None, int], bool] = {}
         self.trunk_forms: dict[str, Any] = {}
+        # of `emlens.models.lower_blocks`: first block that is run → whether that was proved
+        self.lower_blocks_proved: dict[int, bool] = {}
 
     def with_adapter(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
         """A copy of this model, on the same weights, with an adapter of its bank switched on."""
@@ -102,6 +104,7 @@ class CheckpointModel(HookedModel):
         model.bank = AdapterBank(module, self.bank.widening)
         model.adapter = None
         model.trunks_proved = {}
+        model.lower_blocks_proved = {}
         return model
 
     def prepare(self) -> None:

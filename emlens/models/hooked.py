@@ -34,6 +34,7 @@ from emlens.models.likelihoods import (
     equal_choices,
     last_logits,
     logprobs_by_token,
+    logprobs_in_trees,
     packed_logprobs,
     response_start,
     summed_logprobs,
@@ -47,6 +48,7 @@ from emlens.models.prefix_plan import plan_shared_batches
 from emlens.models.remembered_rows import RememberedRows
 from emlens.models.shared_passes import keeping_beginnings
 from emlens.models.stops import Ends, Stops, template_stops
+from emlens.models.token_trees import tree_batches
 
 if TYPE_CHECKING:
     from emlens.models.sampling import Generated, RowSampler
@@ -416,8 +418,14 @@ class HookedModel(ABC):
         Float32, CPU, one tensor per prompt. First tokens that rows share are run once.
         """
         rows = self.render(prompts)
-        batches = self.shared_batches(rows, self.logit_tokens(batch_tokens))
-        logprobs_of_row = logprobs_by_token(batches, self.all_logits, self.refuse_not_finite)
+        batch_tokens = self.logit_tokens(batch_tokens)
+        limits = [len(row.ids) for row in rows]
+        trees = tree_batches(self, rows, batch_tokens, limits, packed=False)
+        if trees is not None:
+            logprobs_of_row = logprobs_in_trees(trees, self.logits_at, self.refuse_not_finite)
+        else:
+            batches = self.shared_batches(rows, batch_tokens)
+            logprobs_of_row = logprobs_by_token(batches, self.all_logits, self.refuse_not_finite)
         return [logprobs_of_row[i] for i in range(len(rows))]
 
     @torch.no_grad()
@@ -476,8 +484,8 @@ class HookedModel(ABC):
         # the token before the first that counts gives its probability, so it is never shared
         limits = [start - 1 for start in starts]
         batch_tokens = self.logit_tokens(batch_tokens)
-        packed = None
-        if rows and self.why_not_packed(max(len(row.ids) for row in rows)) is None:
+        packed = tree_batches(self, rows, batch_tokens, limits)
+        if packed is None and rows and self.why_not_packed(max(len(r.ids) for r in rows)) is None:
             packed = packed_batches(
                 rows, batch_tokens, limits, self.interventions, self.pad_id, self.device
             )

@@ -158,6 +158,29 @@ def logprobs_by_token(
     return logprobs_of_row
 
 
+def logprobs_in_trees(
+    batches: Iterable[Batch], logits_at: LogitsAt, refuse: Refuse
+) -> dict[int, Float[Tensor, "token vocab"]]:
+    """`logprobs_by_token` where a row of a batch holds several of the rows."""
+    logprobs_of_row: dict[int, Tensor] = {}
+    for batch in batches:
+        assert batch.packing is not None
+        packing = batch.packing
+        filled = packing.filled()
+        logprobs = _logprobs(logits_at(batch, filled))
+        # number of each column among those that hold a token
+        numbers = filled.flatten().cumsum(0).view(filled.shape) - 1
+        is_lost = logprobs[:, 0].isnan()
+        places = zip(batch.index, packing.row_of, packing.places, packing.prompts, strict=True)
+        for number, row, columns, prompt in places:
+            taken = numbers[row, columns]
+            # one logit that is not finite makes every log-probability of its token NaN
+            if bool(is_lost[taken].any()):
+                refuse(prompt, "its logits")
+            logprobs_of_row[number] = logprobs[taken]
+    return logprobs_of_row
+
+
 def _logprobs(logits: Float[Tensor, "token vocab"]) -> Float[Tensor, "token vocab"]:
     return logits.float().log_softmax(-1).cpu()
 

@@ -170,6 +170,10 @@ class PackedPlan:
     """Tokens that it runs, padding included."""
 
     @property
+    def passes(self) -> int:
+        return len(self.batches) + (self.shared > 0)
+
+    @property
     def packs(self) -> bool:
         """Whether some row holds several prompts."""
         return any(len(group) > 1 for batch in self.batches for group, _ in batch)

@@ -72,10 +72,15 @@ def planned_tokens(plan: Sequence[SharedBatch], rows: Sequence[Ids]) -> int:
     return tokens
 
 
+def planned_passes(plan: Sequence[SharedBatch]) -> int:
+    """Passes of a plan: one for each batch, and one for a beginning that its rows share."""
+    return sum(2 if batch.shared else 1 for batch in plan)
+
+
 def shared_by_all(rows: Sequence[Ids], limits: Sequence[int]) -> int:
     """First tokens that all rows share; at most the least of the limits."""
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    return min(min(limits), *(_common(arrays[0], array) for array in arrays))
+    return min(min(limits), *(common_tokens(arrays[0], array) for array in arrays))
 
 
 def shared_groups(
@@ -88,11 +93,10 @@ def shared_groups(
         group_tokens: what a group costs.
     """
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    # bytes in big-endian order sort as the ids do
-    order = sorted(range(len(rows)), key=lambda i: (arrays[i].astype(">i8").tobytes(), i))
+    order = sorted_by_ids(rows)
     common = np.zeros(max(0, len(order) - 1), dtype=np.int64)
     for place, (a, b) in enumerate(pairwise(order)):
-        common[place] = min(_common(arrays[a], arrays[b]), limits[a], limits[b])
+        common[place] = min(common_tokens(arrays[a], arrays[b]), limits[a], limits[b])
     groups = []
     single = set(order)
     for first, last, shared in _best_intervals(common, group_tokens):
@@ -104,10 +108,17 @@ def shared_groups(
     return groups
 
 
-def _common(a: Int[np.ndarray, " _"], b: Int[np.ndarray, " _"]) -> int:
+def sorted_by_ids(rows: Sequence[Ids]) -> list[int]:
+    """Row numbers in the order of their ids; of equal rows the first number first."""
+    # bytes in big-endian order sort as the ids do
+    keys = [np.asarray(row, dtype=">i8").tobytes() for row in rows]
+    return sorted(range(len(rows)), key=lambda i: (keys[i], i))
+
+
+def common_tokens(a: Ids, b: Ids) -> int:
     """First tokens that two rows share."""
     length = min(len(a), len(b))
-    differing = np.flatnonzero(a[:length] != b[:length])
+    differing = np.flatnonzero(np.asarray(a[:length]) != np.asarray(b[:length]))
     return int(differing[0]) if len(differing) else length
 
 

@@ -25,6 +25,7 @@ from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.counted_logits import only_counted
 from emlens.models.decoding import Decoding, decode
 from emlens.models.likelihoods import AllLogits
+from emlens.models.lower_blocks import lower_blocks_left_out
 from emlens.models.pass_counts import note_pass, note_sampling
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
@@ -122,7 +123,10 @@ class TransformersModel(CheckpointModel):
         self, rows: PaddedRows, inputs: Mapping[str, Any], counted: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, "counted vocab"]:
         # inside the adapter's block, since other threads run this output layer too
-        with self.bank.selected(self.adapter), only_counted(self.module, counted) as selected:
+        with ExitStack() as stack:
+            stack.enter_context(self.bank.selected(self.adapter))
+            selected = stack.enter_context(only_counted(self.module, counted))
+            stack.enter_context(lower_blocks_left_out(self, inputs))
             output = self._called("model", inputs, self._pass(rows, {}))
         return selected.of(output.logits)
 

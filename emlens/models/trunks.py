@@ -6,7 +6,7 @@ which are otherwise as always: the same batches, cache, masks and positions. Bef
 is proved for each pair on two short rows.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -188,17 +188,25 @@ def _left_out(active: _Active, key: Hashable) -> Iterator[None]:
     def hand_on(*_args: Any, **_options: Any) -> Any:
         return with_stream(form, stream)
 
-    patched = list(blocks[:start])
+    with forwards_replaced(model, dict.fromkeys(blocks[:start], hand_on)):
+        yield
+
+
+@contextmanager
+def forwards_replaced(
+    model: "CheckpointModel", forwards: Mapping[Any, Callable[..., Any]]
+) -> Iterator[None]:
+    """Inside, these blocks of the model compute something else."""
     # whoever wrapped a block's forward, as accelerate does, keeps what it has there
-    own = [block.__dict__.get("forward") for block in patched]
+    own = {block: block.__dict__.get("forward") for block in forwards}
     # other threads run these blocks too
     with model.bank.selected(model.adapter):
         try:
-            for block in patched:
-                block.forward = hand_on
+            for block, forward in forwards.items():
+                block.forward = forward
             yield
         finally:
-            for block, forward in zip(patched, own, strict=True):
+            for block, forward in own.items():
                 if forward is None:
                     del block.forward
                 else:
@@ -289,7 +297,7 @@ def _is_proved(first: "CheckpointModel", second: "CheckpointModel", block: int) 
         expected = _read(second, batch, last)
     finally:
         handle.remove()
-    second.trunk_forms[second.architecture.layers] = _without_values(forms[0])
+    second.trunk_forms[second.architecture.layers] = without_values(forms[0])
     with keeping_streams(first, streams, frozenset({block})):
         _read(first, batch, Site("resid_pre", block))
     with starting_at(second, streams, block):
@@ -302,7 +310,7 @@ def _is_proved(first: "CheckpointModel", second: "CheckpointModel", block: int) 
     return bool((gaps <= limit * expected.float().norm(dim=-1)).all())
 
 
-def _without_values(output: Any) -> Any:
+def without_values(output: Any) -> Any:
     """What a block returns, with nothing in it: `with_stream` puts a stream there."""
     if isinstance(output, tuple | list):
         return type(output)([None] * len(output))

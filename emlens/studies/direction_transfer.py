@@ -32,6 +32,7 @@ from emlens.evaluation import (
     usable_window,
 )
 from emlens.evaluation.dosing import UsableWindow
+from emlens.evaluation.measurements import shared_measurements
 from emlens.evaluation.selecting import MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction, random_directions_like
@@ -102,6 +103,11 @@ class DirectionTransfer(Study):
         return _too_few_questions(context)
 
     def run(self, context: StudyContext) -> Part:
+        # arms, doses and transfers ask for the same models and edits
+        with shared_measurements():
+            return self._run(context)
+
+    def _run(self, context: StudyContext) -> Part:
         material, config = context.material, context.config
         options: Options = context.options
         part, focus = Part(), material.focus(config)
@@ -300,8 +306,8 @@ def _steering(fine_tune: CandidatesOfFineTune, key: str) -> tuple[pd.DataFrame, 
 
 
 def _steer_at(site: str, vector: Tensor) -> Callable[[float], list[Any]]:
-    """Dose → the intervention that adds so much of the vector at a site."""
-    return lambda dose: [steer(vector, dose, at=[site])]
+    """Dose → the intervention that adds so much of the vector at a site; of none there is none."""
+    return lambda dose: [steer(vector, dose, at=[site])] if dose else []
 
 
 def _window(table: pd.DataFrame, has_neutral: bool) -> UsableWindow:

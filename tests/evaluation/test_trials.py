@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
+from emlens.evaluation import measurements
+from emlens.evaluation.measurements import shared_measurements
 from emlens.evaluation.trials import NamedScore, Trials, question_scores
 from emlens.foundation.errors import InputError
 from emlens.interventions import ablate, steer
 from emlens.judging import score_by_likelihood
 from emlens.models import Family
+from emlens.models.pass_counts import counted_passes
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20 w4")])
 EDIT = ablate(torch.arange(1.0, 33.0))
@@ -189,3 +192,44 @@ def test_scores_that_do_not_fit_are_refused(
     ):
         Trials(questions, score=Counting(), out=tmp_path)
     assert Trials(questions).damage(family["bad"]) is None
+
+
+def test_trials_of_one_block_share_what_they_measured(
+    family: Family, questions: QuestionSet
+) -> None:
+    score, other = Counting(), Counting()
+    model = family["bad"]
+
+    def measured(by: Counting) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        trials = Trials(questions, neutral=NEUTRAL, score=by)
+        with counted_passes() as counts:
+            tables = trials.scores(model, [EDIT]), trials.damage(model, [EDIT])
+        passes.append(counts.passes)
+        return tables
+
+    passes: list[int] = []
+    with shared_measurements():
+        first = measured(score)
+        first[0].iloc[:] = -1.0  # a caller's changes stay the caller's
+        again = measured(score)
+        assert (score.calls, passes[1]) == (1, 0)
+        # neither has a name; they are told apart, and damage has no score
+        measured(other)
+        assert other.calls == 1 and 0 < passes[2] < passes[0]
+    alone = measured(score)
+    assert score.calls == 2 and passes[3] == passes[0]
+    pd.testing.assert_frame_equal(again[0], alone[0])
+    assert again[1] is not None and alone[1] is not None
+    pd.testing.assert_frame_equal(again[1], alone[1])
+
+
+def test_unedited_texts_of_the_models_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurements, "TEXT_LOGITS", 25)
+    kept, made = measurements.Measurements(), []
+
+    def ask(name: str) -> None:
+        kept.unedited(name, lambda: made.append(name) or [torch.zeros(2, 5)])  # type: ignore[func-returns-value]
+
+    for name in ("a", "b", "a", "c", "a", "b"):
+        ask(name)
+    assert made == ["a", "b", "c", "b"]
