@@ -9,7 +9,7 @@ Passes and training run inside `by_onednn`. No module is touched: torch shows a 
 call of its functions, in its own thread.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,8 +21,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 LEAST_WIDTH = 256
-"""Coordinates of the stream below which everything is left to torch: in small products a call of
-oneDNN costs more than it saves.
+"""Coordinates of the stream below which everything is left to torch, without a look at each call.
+"""
+LEAST_PRODUCT = 2**21
+"""Multiplications below which a product is left to torch: a call of oneDNN costs more than one of
+MKL, and one row of a thousand numbers is read no faster.
 """
 
 
@@ -48,7 +51,7 @@ class _LinearByOneDnn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is functional.linear and not kwargs and _is_plain(args):
+        if func is functional.linear and not kwargs and _is_plain(args) and _is_large(args):
             if torch.is_grad_enabled() and any(_needs_gradient(tensor) for tensor in args):
                 return _Linear.apply(*args)
             return _product(*args)
@@ -67,6 +70,11 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != torch.float32:
         return False
     return tensor.device.type == "cpu" and tensor.layout == torch.strided
+
+
+def _is_large(tensors: Sequence[Tensor]) -> bool:
+    values, weight = tensors[:2]
+    return values.numel() * len(weight) >= LEAST_PRODUCT
 
 
 def _needs_gradient(tensor: Tensor | None) -> bool:

@@ -33,6 +33,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Shapes:
         return product(values, weight, bias)
 
     monkeypatch.setattr(onednn_linear, "_product", counted)
+    monkeypatch.setattr(onednn_linear, "LEAST_PRODUCT", 0)
     return seen
 
 
@@ -96,6 +97,16 @@ def test_other_tensors_are_left_to_torch(values: Tensor, weight: Tensor, product
     with by_onednn(LEAST_WIDTH):
         functional.linear(values, weight)
     assert not products
+
+
+@pytest.mark.parametrize("less, computed", [(0, True), (1, False)])
+def test_small_products_are_left_to_torch(
+    less: int, computed: bool, products: Shapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn_linear, "LEAST_PRODUCT", 2 * 4 * 3 + less)
+    with by_onednn(LEAST_WIDTH):
+        functional.linear(torch.ones(2, 4), torch.ones(3, 4))
+    assert bool(products) == computed
 
 
 def test_under_autocast_a_product_keeps_the_type_that_was_asked_for(products: Shapes) -> None:
