@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import yaml
 
+from benchmarks import transfer_parts
 from benchmarks.real_kept import FOLDER
 from benchmarks.records import EVIDENCE, record
 from emlens.data import Prompt
@@ -62,8 +63,11 @@ result = run_study(sys.argv[1], out=sys.argv[2], progress=False)
 rows = {name: len(table) for name, table in result.tables.items()}
 seconds = time.process_time() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-print(json.dumps({"cpu_s": seconds, "peak_gb": peak, "rows": rows}))
+arms = result.tables["arms"]
+names = sorted({(str(row["arm"]), str(row["on"])) for row in arms.to_dict("records")})
+print(json.dumps({"cpu_s": seconds, "peak_gb": peak, "rows": rows, "arms": names}))
 """
+EARLIER_DOSES: Final = (0.0, 1.0, 2.0, 4.0)
 
 
 _EDITS: Final = """\
@@ -228,17 +232,34 @@ def compare(
     return found
 
 
-def _study(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
+def _written(work: Path, parent: Path, family: Path) -> dict[str, Any]:
+    """The study, with its inputs in a folder."""
     finetuned = {}
     for name in MEMBERS:
         # without a domain no question is left out
         finetuned[name] = {"path": str(family / name), "benign": name.startswith("benign")}
+    write_inputs(work, ASKED, NEUTRAL)
+    return study_of(work, parent, finetuned, MEMBERS[0])
+
+
+def _study(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        write_inputs(work, ASKED, NEUTRAL)
-        study = study_of(work, parent, finetuned, MEMBERS[0])
+        study = _written(work, parent, family)
         found = compare(study, {"normalise": "token"}, work, sources)
     return {**found, "questions": len(ASKED), "neutral": NEUTRAL}
+
+
+def _parts(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
+    """Of today's study; which arms the earlier commit has is in the piece `study`."""
+    values = read_json(EVIDENCE / "transfer_cost.json")["values"]
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        study = {**_written(work, parent, family), "scores": {"normalise": "token"}}
+        path = work / "study.yaml"
+        path.write_text(yaml.safe_dump(study))
+        rows = by_tree(TODAY, transfer_parts.SCRIPT, [str(path), str(work / "out")], work)["rows"]
+    return transfer_parts.summed(rows, values["study"]["earlier"]["arms"], EARLIER_DOSES)
 
 
 def _edits(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
@@ -248,6 +269,7 @@ def _edits(parent: Path, family: Path, sources: Path) -> dict[str, Any]:
 PIECES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
     "edits": _edits,
     "study": _study,
+    "parts": _parts,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_family
 import tiny_models
 
-from benchmarks import large_study, scale, transfer_cost
+from benchmarks import large_study, scale, transfer_cost, transfer_parts
 from emlens.data import PromptSet, QuestionSet
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.organisms.world import make_world
@@ -58,8 +58,11 @@ def test_a_study_is_run_by_two_sources_and_its_costs_compared(
     made = """def run_study(config, out, progress):
     sum(range(SIZE))
     print(open(config).read().count("normalise"))
+    class Arms(list):
+        def to_dict(self, orient):
+            return [{"arm": name, "on": "finetuned"} for name in self]
     class Result:
-        tables = {"arms": [1, 2]}
+        tables = {"arms": Arms("ab")}
     return Result
 """
     for name, size in (("earlier", "10**7"), ("today", "10")):
@@ -78,6 +81,7 @@ def test_a_study_is_run_by_two_sources_and_its_costs_compared(
         study, {"normalise": "token"}, tmp_path / "work", tmp_path / "earlier"
     )
     assert found["ratio"] < 0.5 and found["today"]["rows"] == {"arms": 2}
+    assert found["earlier"]["arms"] == [["a", "finetuned"], ["b", "finetuned"]]
     assert json.dumps(found)
 
 
@@ -97,6 +101,27 @@ def test_a_candidate_is_timed_only_where_both_sources_give_its_values(
     values["today"] = 1.9
     with pytest.raises(SystemExit, match="kl: 1.9 and 2.0; not timing"):
         transfer_cost.edits(*given)
+
+
+def test_what_the_earlier_source_did_not_do_is_summed_apart() -> None:
+    def row(part: str, what: str, seconds: float) -> dict[str, Any]:
+        return {"part": part, "what": what, "cpu_s": seconds, "measured": 1, "token_blocks": 300}
+
+    rows = [
+        row("candidates", "scores", 50.0),
+        row("arms", "scores|direction|finetuned", 4.0),
+        row("arms", "scores|direction|instruct", 3.0),
+        row("arms", "damage|without text content|finetuned", 2.0),
+        row("doses", "scores|0.5", 1.0),
+        row("doses", "scores|4.0", 1.0),
+        row("tokens of answers", "", 0.1),
+    ]
+    found = transfer_parts.summed(rows, [["direction", "finetuned"]], [0.0, 4.0])
+    assert found["added"] == {"arms": 5.0, "doses": 1.0, "tokens of answers": 0.1}
+    assert found["parts"]["arms: scores"] == {"cpu_s": 7.0, "measured": 2, "token_blocks": 600}
+    lines = transfer_parts.parts_table(found).splitlines()
+    assert lines[2].startswith("| candidates: scores | 81.8%") and len(lines) == 2 + 4
+    compile(transfer_parts.SCRIPT, "script", "exec")
 
 
 def test_a_study_that_no_card_holds_is_refused_and_a_changed_one_planned(
