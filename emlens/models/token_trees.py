@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ROW_TOKENS: Final = 256
 """Columns of a row: every column is weighed against its whole row, and those of other prompts are
-masked. A row whose prompts are longer may hold twice as many columns as its longest prompt.
+masked. A prompt that shares more than it adds may still join, up to twice the longest prompt.
 """
 
 
@@ -79,8 +79,9 @@ class _Row:
         self.longest = max(self.longest, length)
 
     def has_room(self, length: int, shared: int) -> bool:
-        limit = max(ROW_TOKENS, 2 * max(self.longest, length))
-        return self.width + length - shared <= limit
+        own = length - shared
+        limit = 2 * max(self.longest, length) if shared > own else 0
+        return self.width + own <= max(ROW_TOKENS, limit)
 
 
 def plan_rows(

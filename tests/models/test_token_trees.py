@@ -84,6 +84,8 @@ def test_a_row_is_no_wider_than_it_may_be():
     long, _ = chats(questions=1, answers=9, question=400)
     [tree] = plan_rows(long, [420] * 9)  # the question once, though it is longer than a row
     assert ROW_TOKENS < tree.width == distinct(long, [420] * 9)
+    apart, _ = chats(questions=2, answers=1, question=400)
+    assert len(plan_rows(apart, [420] * 2)) == 2  # each would be weighed against both
     assert plan_rows([], []) == []
 
 
