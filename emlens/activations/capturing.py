@@ -8,7 +8,7 @@ recorded. With `store=` every finished shard is on disk, and an interrupted capt
 there. A capture too large to start by accident needs `CaptureSpec(large=True)`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from emlens.activations.capture_job import CaptureJob
@@ -119,6 +119,35 @@ def capture_many(
     return _from_kept(kept, models, as_prompts(prompts), spec, progress)
 
 
+def capture_lasting(
+    models: Mapping[str, HookedModel], prompts: PromptsLike, spec: CaptureSpec
+) -> dict[str, Activations]:
+    """`capture_many` into memory, of models that other parts of a study read as well: what the
+    study has on disk is not captured again, and what is captured is put there.
+    """
+    kept, prompt_set = active_captures(), as_prompts(prompts)
+    if kept is None:
+        return _capture_now(models, prompt_set, spec, None, False)
+    keys = _keys(models, prompt_set, spec)
+    found = _in_memory(kept, keys, models)
+    store = kept.lasting
+    absent = [name for name, key in keys.items() if key is not None and name not in found]
+    if store is None or not absent:
+        return _with_missing(kept, keys, found, models, prompt_set, spec, False)
+    plan = CapturePlan.make(models, list(prompt_set), spec)
+    names = {name: store.key(models[name], plan, prompt_set.content_hash) for name in absent}
+    for name in absent:
+        activations = store.get(names[name])
+        if activations is not None:
+            found[name] = activations
+            kept.add(keys[name], models[name], activations)
+    captured = _with_missing(kept, keys, found, models, prompt_set, spec, False)
+    for name in absent:
+        if not captured[name].provenance.get("replanned"):
+            store.add(names[name], captured[name])
+    return captured
+
+
 def _from_kept(
     kept: KeptCaptures,
     models: Mapping[str, HookedModel],
@@ -127,23 +156,56 @@ def _from_kept(
     progress: bool,
 ) -> dict[str, Activations]:
     """What is kept already, and a capture of the models of which nothing is."""
-    alike = all(model.no_sharing is None for model in models.values())
-    keys = {name: capture_key(model, prompts, spec, alike) for name, model in models.items()}
+    keys = _keys(models, prompts, spec)
+    found = _in_memory(kept, keys, models)
+    return _with_missing(kept, keys, found, models, prompts, spec, progress)
+
+
+def _keys(
+    models: Mapping[str, HookedModel], prompts: PromptSet, spec: CaptureSpec
+) -> dict[str, Hashable | None]:
+    alike = _share_alike(models)
+    return {name: capture_key(model, prompts, spec, alike) for name, model in models.items()}
+
+
+def _share_alike(models: Mapping[str, HookedModel]) -> bool:
+    """Whether all models of a capture can share first tokens."""
+    return all(model.no_sharing is None for model in models.values())
+
+
+def _in_memory(
+    kept: KeptCaptures, keys: Mapping[str, Hashable | None], models: Mapping[str, HookedModel]
+) -> dict[str, Activations]:
     found = {}
     for name, model in models.items():
         activations = kept.get(keys[name], model)
         if activations is not None:
             found[name] = activations
+    return found
+
+
+def _with_missing(
+    kept: KeptCaptures,
+    keys: Mapping[str, Hashable | None],
+    found: Mapping[str, Activations],
+    models: Mapping[str, HookedModel],
+    prompts: PromptSet,
+    spec: CaptureSpec,
+    progress: bool,
+) -> dict[str, Activations]:
+    """What was found, and a capture of the models of which nothing was."""
     missing = {name: model for name, model in models.items() if name not in found}
+    captured = dict(found)
     if missing:
-        made = _capture_now(missing, prompts, of_alone(spec, alike), None, progress)
+        alone = of_alone(spec, _share_alike(models))
+        made = _capture_now(missing, prompts, alone, None, progress)
         if found and not _same_batches([*found.values(), *made.values()]):
             # a batch was cut, or the ids are others, which is refused there
-            found, made = {}, _capture_now(models, prompts, spec, None, progress)
+            captured, made = {}, _capture_now(models, prompts, spec, None, progress)
         for name, activations in made.items():
             kept.add(keys[name], models[name], activations)
-        found |= made
-    return {name: copied(found[name]) for name in models}
+        captured |= made
+    return {name: copied(captured[name]) for name in models}
 
 
 def _same_batches(captures: Sequence[Activations]) -> bool:

@@ -5,6 +5,9 @@ every fine-tune, the benign fine-tune beside every other. Inside `keeping_captur
 is taken from memory. The same means: the model as it is, without an active edit and with no weight
 changed since; prompts, sites, positions, batches and dtypes; the thread count. Captures that had to
 be cut are not kept, since another model would run other batches.
+
+Those of the study's own models also last: they are on disk for the other parts
+(`emlens.activations.stored_captures`).
 """
 
 import copy
@@ -20,6 +23,7 @@ import torch
 
 from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.memory import Activations
+from emlens.activations.stored_captures import StoredCaptures
 from emlens.data.prompts import PromptSet
 from emlens.foundation.positions import Chosen
 from emlens.foundation.provenance import hash_json
@@ -35,9 +39,11 @@ class KeptCaptures:
 
     Args:
         most: vectors that are kept; older captures are forgotten first.
+        lasting: where captures of a study's own models last beyond the block; None: nowhere.
     """
 
     most: int = field(default_factory=lambda: MOST_VECTORS)
+    lasting: StoredCaptures | None = None
     _captures: OrderedDict[Hashable, tuple["weakref.ref[Any]", Activations]] = field(
         default_factory=OrderedDict
     )
@@ -63,9 +69,13 @@ _ACTIVE: ContextVar[KeptCaptures | None] = ContextVar("kept captures", default=N
 
 
 @contextmanager
-def keeping_captures() -> Iterator[None]:
-    """Inside, a capture in memory that was made before is not made again."""
-    token = _ACTIVE.set(KeptCaptures())
+def keeping_captures(lasting: StoredCaptures | None = None) -> Iterator[None]:
+    """Inside, a capture in memory that was made before is not made again.
+
+    Args:
+        lasting: captures that were made outside, too.
+    """
+    token = _ACTIVE.set(KeptCaptures(lasting=lasting))
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from emlens.models.pass_counts import PassCounts, counted_passes
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
+from emlens.studies.planned_captures import PlannedCaptures
 from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
 from emlens.studies.room import Room, free_room, held_memory
@@ -108,6 +109,7 @@ def plan_material(
     config_of_rehearsal = checked.model_copy(
         update={"draws": 20, "permutations": 20, "repeats": 1, "k": k}
     )
+    captures = PlannedCaptures.of(material.family.instruct)
     parts = []
     with counted_passes() as counts:
         if reads_scores(real_contexts):
@@ -116,7 +118,7 @@ def plan_material(
         parts.append(_part_plan(CHECKS, counts, Cost(), rates, loaded, material, 0, 0.0))
     for name, real in real_contexts.items():
         context = replace(real, material=rehearsal, config=config_of_rehearsal)
-        part = _plan_part(name, context, nothing, rates, loaded, material)
+        part = _plan_part(name, context, nothing, rates, loaded, material, captures)
         if statistics and get_study(name).runs_on_captures:
             part = part.with_statistics(_statistics(get_study(name), real, material))
         training = get_study(name).training(real)
@@ -137,6 +139,7 @@ def _plan_part(
     rates: "_Rates",
     loaded: int,
     material: Material,
+    captures: PlannedCaptures,
 ) -> PartPlan:
     """What one part costs, rehearsed.
 
@@ -144,41 +147,48 @@ def _plan_part(
         context: with the rehearsed material. material: the real one.
         nothing: rehearsed material whose scores have nothing to find.
         loaded: bytes in memory before any part, weights included.
+        captures: those of the parts before it; gets those of this one.
     """
     study = get_study(name)
     if not study.runs_on_captures and not study.can_be_rehearsed:
         return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
     source = _rehearsed_source(context.material)
     planned_before, n_before = set(source.planned), len(source.costs)
+    captured_before = captures.so_far()
     stream_bytes, began = 0, time.monotonic()
-    with counted_passes() as counts, keeping_captures():
+    with counted_passes() as counts, keeping_captures(captures):
         if study.runs_on_captures and not study.can_be_rehearsed:
             stream_bytes = _read_all(study, context, material)
         else:
             study.run(context)
     cost = sum(source.costs[n_before:], Cost())
+    stored = captures.stored - captured_before.stored
     if study.runs_on_captures:
-        return _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, 0.0)
+        plan = _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, 0.0)
+        return replace(plan, captures=stored)
     statistics = 0.0
     if rates.stream != _NO_TIME:
         # a rehearsed part ran its own statistics, on a narrow stream
         statistics = time.monotonic() - began
     part = _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, statistics)
-    least = _least(study, replace(context, material=nothing), planned_before)
+    part = replace(part, captures=stored)
+    least = _least(study, replace(context, material=nothing), planned_before, captured_before)
     return part if least == Least(counts, cost) else replace(part, least=least)
 
 
-def _least(study: Study, context: StudyContext, planned: Planned) -> Least:
+def _least(
+    study: Study, context: StudyContext, planned: Planned, captures: PlannedCaptures
+) -> Least:
     """What a part costs where it finds nothing.
 
     Args:
-        planned: answers of the parts before it.
+        planned, captures: answers and captures of the parts before it.
     """
     source = _rehearsed_source(context.material)
     source.planned.clear()
     source.planned.update(planned)
     n_before = len(source.costs)
-    with counted_passes() as counts, keeping_captures():
+    with counted_passes() as counts, keeping_captures(captures):
         study.run(context)
     return Least(counts, sum(source.costs[n_before:], Cost()))
 

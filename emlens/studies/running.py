@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from emlens.activations.kept_captures import keeping_captures
+from emlens.activations.stored_captures import MOST_BYTES, StoredCaptures
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text
 from emlens.foundation.provenance import hardware, library_versions, peak_memory
@@ -34,6 +35,8 @@ from emlens.studies.study import NoOptions, Study, StudyContext
 
 CHECKS = "before the parts"
 """Name of what the check of the scores reads, in the record of a run."""
+CAPTURES = "activations"
+"""Folder of what parts captured; it may be deleted."""
 
 
 def run_study(
@@ -60,12 +63,19 @@ def run_study(
     refuse_other(directory, "families_beside")
     results = {}
     for name, member in members.items():
-        results[name] = run_study(member, directory / "families" / name, progress)
+        folder = directory / "families" / name
+        results[name] = _run_family(member, folder, progress, MOST_BYTES // len(members))
     return StudyResult.load(gathered(results).save(directory))
 
 
-def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyResult:
-    """Run the study of one family; everything that can be refused early is, before any work."""
+def _run_family(
+    config: StudyConfig, directory: Path, progress: bool, most_captures: int = MOST_BYTES
+) -> StudyResult:
+    """Run the study of one family; everything that can be refused early is, before any work.
+
+    Args:
+        most_captures: bytes of captures that it may leave for its parts.
+    """
     check_names(config)
     refuse_other(directory, config.study)
     started = time.monotonic()
@@ -78,7 +88,8 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
         measured[CHECKS] = counts.to_record()
     with exclusive(directory):
         log = UnitLog(directory / "units")
-        parts, last_material = _run_parts(contexts, log, directory, progress, measured)
+        captures = StoredCaptures(directory / CAPTURES, most_captures, code=_library_code())
+        parts, last_material = _run_parts(contexts, log, directory, progress, measured, captures)
         warnings = [
             *material.left_out,
             *(f"{name} was left out: {reason}" for name, reason in reasons.items()),
@@ -133,11 +144,13 @@ def _run_parts(
     directory: Path,
     progress: bool,
     measured: dict[str, Any],
+    captures: StoredCaptures,
 ) -> tuple[dict[str, Part], Material]:
     """Every part in its order, and what the last one leaves; a part finds those before it.
 
     Args:
         measured: gets, for each part that ran, what it read and how long it took.
+        captures: what parts share.
     """
     config, material = _shared(contexts)
     parts: dict[str, Part] = {}
@@ -153,13 +166,15 @@ def _run_parts(
                 "material": material.fingerprint(),
                 "part": name,
             }
+            found_before = captures.found
             began, cpu_began = time.monotonic(), time.process_time()
             with counted_passes() as counts, bar.part(name):
-                work = partial(_checked, study, context)
+                work = partial(_checked, study, context, captures)
                 part = finished_part(log, name, inputs, work, directory)
             if name in log.done:
                 measured[name] = {
                     **counts.to_record(),
+                    "captures_found": captures.found - found_before,
                     "seconds": round(time.monotonic() - began, 1),
                     "cpu_seconds": round(time.process_time() - cpu_began, 1),
                     "peak_memory": peak_memory(),
@@ -216,6 +231,11 @@ def _code(study: Study) -> str:
     """Hash of the modules that a part can run: a part that other code made is made again, not mixed
     with new ones.
     """
+    return sha256_text("\n".join([_library_code(), *outside_code(study)]))
+
+
+def _library_code() -> str:
+    """Hash of the modules of this library that do more than show results."""
     root = Path(__file__).parents[1]
     modules = [
         path
@@ -223,7 +243,7 @@ def _code(study: Study) -> str:
         if path.parent.name not in ("figures", "report", "cli")
     ]
     lines = [f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules]
-    return sha256_text("\n".join([*lines, *outside_code(study)]))
+    return sha256_text("\n".join(lines))
 
 
 def check_names(config: StudyConfig) -> None:
@@ -327,9 +347,9 @@ def _missing_scores(part: Study, context: StudyContext) -> str | None:
     return None
 
 
-def _checked(study: Study, context: StudyContext) -> Part:
+def _checked(study: Study, context: StudyContext, captures: StoredCaptures) -> Part:
     """What the study's run gives, with its tables as they were declared."""
-    with keeping_captures():
+    with keeping_captures(captures):
         part = study.run(context)
     declared = {} if study.section is None else study.section.tables
     check_tables(part.tables, declared, own=is_own(study))

@@ -8,8 +8,9 @@ from their captures. A part says by `Reading`s what it will read.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from emlens.activations import Activations, CaptureSpec, capture_many
+from emlens.activations import Activations, CaptureSpec
 from emlens.activations.capture_spec import BATCH_TOKENS, PositionsLike
+from emlens.activations.capturing import capture_lasting
 from emlens.data import PromptSet, QuestionSet
 from emlens.data.prompt_inputs import as_prompts
 from emlens.foundation.errors import InputError
@@ -45,7 +46,7 @@ def read_streams(
     )
     if any(isinstance(model, AbsentModel) for model in models.values()):
         return _from_captures(models, as_prompts(prompts), spec)
-    return capture_many(models, prompts, spec=spec, progress=False)
+    return capture_lasting(models, prompts, spec)
 
 
 def _from_captures(

@@ -40,6 +40,7 @@ class PartPlan:
         memory: most bytes in memory while the part runs, weights included.
         disk: bytes that it leaves.
         note: why it is not planned, or what is not in the numbers.
+        captures: bytes of its captures, kept for other parts where there is room.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PartPlan:
     disk: int = 0
     note: str = ""
     least: Least | None = None
+    captures: int = 0
 
     def with_statistics(self, seconds: float) -> "PartPlan":
         """The same with the time of its statistics added."""
@@ -111,6 +113,11 @@ class StudyPlan:
         return sum(part.disk for part in self.parts)
 
     @property
+    def captures(self) -> int:
+        """Bytes of captures that parts share, in a folder that may be deleted."""
+        return sum(part.captures for part in self.parts)
+
+    @property
     def requests(self) -> int:
         return sum(part.cost.requests for part in self.parts)
 
@@ -166,7 +173,8 @@ class StudyPlan:
             free = f" of {self.room.memory / 1e9:.1f} GB"
         lines.append(
             f"memory at most {self.memory / 1e9:.2f} GB{free}; on disk about"
-            f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
+            f" {self.disk / 1e9:.2f} GB, and {self.captures / 1e9:.2f} GB of captures where there"
+            f" is room; {self.requests:,} requests"
         )
         lines.append(
             "passes, tokens, answers and requests are exact, or the most where a part may find"
@@ -182,6 +190,7 @@ class StudyPlan:
             "left_out": dict(self.left_out),
             "memory": self.memory,
             "disk": self.disk,
+            "captures": self.captures,
             "requests": self.requests,
             "room": asdict(self.room),
         }
