@@ -12,6 +12,7 @@ fixed number of bytes at most. The capture that was not used for the longest tim
 none is kept where little would stay free.
 """
 
+import copy
 import logging
 import os
 import shutil
@@ -104,7 +105,7 @@ class StoredCaptures:
             self._remove_leftovers()
             if shutil.disk_usage(self.directory).free < size + FREE_BYTES:
                 return
-            write_store(activations, temporary)
+            write_store(_without_company(activations), temporary)
             if self._make_room(_bytes_of(temporary)):
                 os.replace(temporary, folder)
         except OSError as error:
@@ -130,6 +131,13 @@ class StoredCaptures:
             shutil.rmtree(folder, ignore_errors=True)
             held -= of_folder
         return size <= self.most
+
+
+def _without_company(activations: Activations) -> Activations:
+    """The same without what provenance says of the models beside it, which change no value."""
+    alone = copy.copy(activations)
+    alone.provenance = {**activations.provenance, "shared_trunk": None}
+    return alone
 
 
 def _bytes_of(folder: Path) -> int:

@@ -25,7 +25,7 @@ Status = Literal["finished", "running", "stopped", "damaged"]
 MOST_FOLDERS: Final = 20_000
 """Folders that are looked into; what lies beyond is not listed, and that is said."""
 DEEPEST: Final = 12
-INSIDE_A_RUN: Final = frozenset({"tables", "units", "work"})
+INSIDE_A_RUN: Final = frozenset({"activations", "tables", "units", "work"})
 """Folders of a run that hold no runs."""
 TUNED: Final = ("harmful", "benign")
 

@@ -40,6 +40,11 @@ def same(first: dict[str, Activations], second: dict[str, Activations]) -> bool:
     return list(first) == list(second)
 
 
+def files_of(directory: Path) -> dict[str, bytes]:
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> StoredCaptures:
     return StoredCaptures(tmp_path / "activations")
@@ -59,6 +64,11 @@ def test_another_process_finds_the_bytes_of_a_new_capture(
     assert same(fresh, made) and same(fresh, {"before": again["p"], "after": again["after"]})
     for entry in ("layout_sha256", "rendered_sha256", "model", "threads", "versions"):
         assert again["after"].provenance[entry] == fresh["after"].provenance[entry]
+    # alone or in company it is the same store
+    alone = StoredCaptures(store.directory.with_name("alone"))
+    for name, model in pair.items():
+        asked(alone, {name: model}, prompts)
+    assert files_of(alone.directory) == files_of(store.directory)
     # one of two is found: the other alone is run, in the same batches
     other = {"before": family.instruct, "after": family["full"]}
     of_other, of_one = asked(store, other, prompts)
