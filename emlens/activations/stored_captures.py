@@ -16,9 +16,11 @@ import copy
 import logging
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from emlens.activations.capture_plan import CapturePlan
 from emlens.activations.capture_provenance import capture_provenance
@@ -54,7 +56,10 @@ class StoredCaptures:
     most: int = MOST_BYTES
     code: str = ""
     found: int = 0
-    _fingerprints: dict[tuple[int, Any], tuple[Any, str | None]] = field(default_factory=dict)
+    # by module, which is not kept alive: another one may come to lie in the same place
+    _fingerprints: "WeakKeyDictionary[Any, dict[Any, tuple[Any, str | None]]]" = field(
+        default_factory=WeakKeyDictionary
+    )
 
     def key(self, model: HookedModel, plan: CapturePlan, prompts_sha256: str) -> str:
         """A name for what decides the capture of a model by a plan, the same in every process."""
@@ -71,11 +76,13 @@ class StoredCaptures:
 
     def _fingerprint(self, model: HookedModel) -> str | None:
         """Of the weights in memory; taken again once torch saw one change."""
-        place = id(getattr(model, "module", model)), getattr(model, "adapter_name", None)
+        owner = getattr(model, "module", model)
+        of_owner = self._fingerprints.setdefault(owner, {})
+        adapter = getattr(model, "adapter_name", None), hash_json(model.provenance)
         versions = model.weight_versions()
-        if place not in self._fingerprints or self._fingerprints[place][0] != versions:
-            self._fingerprints[place] = versions, model.weights_fingerprint()
-        return self._fingerprints[place][1]
+        if adapter not in of_owner or of_owner[adapter][0] != versions:
+            of_owner[adapter] = versions, model.weights_fingerprint()
+        return of_owner[adapter][1]
 
     def get(self, key: str) -> Activations | None:
         """The capture under a key, every byte of it verified; None where there is none."""
@@ -85,13 +92,14 @@ class StoredCaptures:
         try:
             store = ActivationStore.open(folder)
             damage = store.damage()
-        except (InputError, IntegrityError) as error:
+        except (InputError, IntegrityError, OSError) as error:
             damage = [str(error)]
         if damage:
             logger.warning("%s; it is captured anew", one_line(damage[0], 300))
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        os.utime(folder)
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(folder)
         self.found += 1
         return store
 
