@@ -14,6 +14,7 @@ NAMES = (
     "scale",
     "transfer_cost",
     "training_cost",
+    "four_bits",
     "real_sampling",
     "store_speed",
     "store_resume",

@@ -42,7 +42,11 @@ EXTRAS = (
     Extra("ray", "misalignment-lens[ray]", "executor ray: actors on one or several machines"),
     Extra("gguf", "misalignment-lens[gguf]", "GGUF models and control vectors"),
     Extra("pyarrow", "pyarrow", "judged tables in Parquet"),
-    Extra("bitsandbytes", "bitsandbytes", "4- and 8-bit weights (quantization: load_in_4bit)"),
+    Extra(
+        "bitsandbytes",
+        "misalignment-lens[qlora]",
+        "4-bit weights (quantization: load_in_4bit; parent_dtype: nf4)",
+    ),
 )
 
 

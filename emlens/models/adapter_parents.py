@@ -3,6 +3,7 @@
 By the hashes that training recorded beside it, and by the base that its configuration names.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from emlens.foundation.errors import LoadError
 from emlens.foundation.files import one_line
 from emlens.models.adapter_files import CONFIG
 from emlens.models.checkpoint_files import read_object
-from emlens.models.sidecars import SIDECAR, read_sidecar
+from emlens.models.quantizing import quantization_in_words
+from emlens.models.sidecars import PARENT_QUANTIZATION, SIDECAR, read_sidecar
 
 _PARENT_HASHES = (
     "weights_sha256",
@@ -20,6 +22,7 @@ _PARENT_HASHES = (
     "tokenizer_sha256",
     "chat_template_sha256",
 )
+_log = logging.getLogger("emlens")
 
 
 def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]:
@@ -29,7 +32,8 @@ def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]
         parent: provenance of the model that the adapter is to be put on.
 
     Returns:
-        Among "config", "tokenizer" and "chat_template"; empty without a record.
+        Among "config", "tokenizer", "chat_template" and "quantization"; empty without a record. The
+        last is also said in the log.
 
     Raises:
         LoadError: other weights, or a record that cannot be read.
@@ -62,7 +66,22 @@ def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]
             f"{path}: was trained on a base whose weights hash begins {one_line(expected[:12])},"
             f" but the base given has {given[:12]}; pass the base it was trained on"
         )
+    if _quantised_otherwise(path, sidecar.get(PARENT_QUANTIZATION), parent.get("quantization")):
+        differences.append("quantization")
     return differences
+
+
+def _quantised_otherwise(path: str | Path, trained: Any, given: Any) -> bool:
+    """Whether the weights of the parent were rounded in another way in training; said if so."""
+    if trained == given:
+        return False
+    _log.warning(
+        "%s: was trained on its parent in %s and is put on it in %s: other weights, other shifts",
+        one_line(str(path), 200),
+        quantization_in_words(trained),
+        quantization_in_words(given),
+    )
+    return True
 
 
 def check_named_base(path: str | Path, parent: str | Path, other_parent: str | Path | None) -> None:

@@ -74,7 +74,10 @@ def attach(
             " load the family with backend='transformers'"
         )
     if merge and parent.provenance["quantization"] is not None:
-        raise LoadError(f"{path}: cannot be merged into quantised weights; drop merge=True")
+        raise LoadError(
+            f"{path}: cannot be merged into quantised weights; drop merge=True,"
+            " or load the parent without a quantization"
+        )
     files = AdapterFiles(Path(path))
     differences = parent_differences(path, parent.provenance)
     own_weights = _changed_weights(files, parent)

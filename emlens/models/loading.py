@@ -26,10 +26,11 @@ from emlens.models.configuration_fit import (
     check_no_weights_left,
 )
 from emlens.models.finite import require_finite_weights
+from emlens.models.four_bits import leave_weights_unpacked
 from emlens.models.hooked import HookedModel
 from emlens.models.hub_reach import check_hub_has
 from emlens.models.library_output import escaped_output
-from emlens.models.quantizing import quantization_of
+from emlens.models.quantizing import quantization_of, quantization_text
 
 _log = logging.getLogger("emlens")
 
@@ -208,7 +209,7 @@ def chat_provenance(tokenizer: Any, template: str | None, name: str) -> dict[str
 
 
 def _move(module: Any, device: torch.device, source: str) -> None:
-    if _quantization(module) is None:
+    if quantization_text(module) is None:
         module.to(device)
     elif module.device.type != device.type:
         # quantised weights cannot be moved any more
@@ -219,31 +220,24 @@ def _move(module: Any, device: torch.device, source: str) -> None:
 
 
 def make_ready(module: Any) -> None:
-    """Evaluation mode, no gradients, and kernels that know the dtype."""
+    """Evaluation mode, no gradients, and kernels that know the dtype and change no weight."""
     experts = getattr(module.config, "_experts_implementation", None)
     if next(module.parameters()).dtype == torch.float64 and experts not in (None, "eager"):
         # the grouped kernel of mixtures of experts knows no float64
         module.set_experts_implementation("eager")
+    leave_weights_unpacked(module)
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
 
 
 def _module_provenance(module: Any) -> dict[str, Any]:
-    quantization = _quantization(module)
-    if quantization is not None:
-        record = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
-        quantization = one_line(json.dumps(record, sort_keys=True, default=str), 400)
     return {
         "architecture": module.config.model_type,
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "attention": getattr(module.config, "_attn_implementation", None),
-        "quantization": quantization,
+        "quantization": quantization_text(module),
     }
-
-
-def _quantization(module: Any) -> Any:
-    return getattr(module.config, "quantization_config", None)
 
 
 def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:

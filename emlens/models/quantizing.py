@@ -1,8 +1,9 @@
 """Quantisation as a mapping of fields, the way a YAML file gives it → the configuration that
-transformers takes.
+transformers takes; and what a loaded model says of its own.
 """
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,38 @@ def quantization_of(quantization: Any) -> Any:
             f"quantization {one_line(repr(fields), 120)} cannot be used"
             f" ({one_line(str(error), 200)})"
         ) from None
+
+
+def quantization_text(module: Any) -> str | None:
+    """The quantisation of a loaded model as one line of JSON; None where its weights are whole."""
+    config = getattr(module, "config", None)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    record = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
+    return one_line(json.dumps(record, sort_keys=True, default=str), 800)
+
+
+def quantization_in_words(text: object) -> str:
+    """Of what `quantization_text` gave, the kind: "4 bits (nf4)", "gptq"; "full precision" of
+    None.
+    """
+    if text is None:
+        return "full precision"
+    try:
+        fields = json.loads(str(text))
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        return "an unknown quantisation"
+    if not fields.get("load_in_4bit"):
+        return one_line(str(fields.get("quant_method", "an unknown quantisation")), 40)
+    kind = one_line(str(fields.get("bnb_4bit_quant_type")), 20)
+    return (
+        f"4 bits ({kind}, double)"
+        if fields.get("bnb_4bit_use_double_quant")
+        else f"4 bits ({kind})"
+    )
 
 
 def _kind(fields: Mapping[str, Any]) -> str:

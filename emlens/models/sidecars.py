@@ -16,6 +16,8 @@ from emlens.foundation.records import Fields, check_fields, read_checked
 
 SIDECAR: Final = "emlens.json"
 ADAPTER_HASH: Final = "adapter_config_sha256"
+PARENT_QUANTIZATION: Final = "parent_quantization"
+"""How the parent was quantised when the adapter was trained; absent where it was not."""
 _REMEDY: Final = "pass one saved by PEFT"
 _OF_LORA: Final[Fields] = {
     "r": int,

@@ -238,7 +238,7 @@ def _training_bytes(parent: HookedModel, recipe: Recipe, chats: Sequence[Rendere
     copy = weight_bytes(parent, recipe.parent_dtype)
     # one copy of the parent is trained; it is read too, or a second one in float32 is
     copies = copy if shares_parent(recipe) else copy + weight_bytes(parent)
-    itemsize = parent.dtype.itemsize if recipe.parent_dtype == "own" else 4
+    itemsize = 4 if recipe.parent_dtype == "float32" else parent.dtype.itemsize
     rows = ceil(recipe.batch_size / recipe.accumulation)
     kept = batch_bytes(
         parent, chats[-rows:], itemsize=itemsize, checkpoints=recipe.gradient_checkpointing

@@ -31,8 +31,15 @@ from emlens.foundation.provenance import (
 from emlens.foundation.records import write_checked
 from emlens.models.adapter_files import CONFIG, is_adapter
 from emlens.models.checkpoint_files import checkpoint_hashes, read_object
+from emlens.models.four_bits import leave_weights_unpacked, nf4_options, require_4bit
 from emlens.models.onednn_linear import by_onednn
-from emlens.models.sidecars import ADAPTER_HASH, adapter_config_hash, read_sidecar
+from emlens.models.quantizing import quantization_text
+from emlens.models.sidecars import (
+    ADAPTER_HASH,
+    PARENT_QUANTIZATION,
+    adapter_config_hash,
+    read_sidecar,
+)
 from emlens.models.turn_lock import TurnLock
 from emlens.runs.locks import only_writer
 from emlens.training.adapters import KeptAdapters, with_adapter
@@ -42,7 +49,7 @@ from emlens.training.memory_saving import check_checkpointing, checkpointed, say
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
 from emlens.training.parallel import Group, LossOfPart, Parallel, check_parallel, joined
 from emlens.training.publishing import publishing_directory, quiet, save_model
-from emlens.training.recipes import ParentDtype, Recipe
+from emlens.training.recipes import FOUR_BITS, ParentDtype, Recipe
 from emlens.training.reporting import stage_bar
 from emlens.training.resuming import Snapshots, resume_directory
 from emlens.training.split_weights import SplitWeights, check_split
@@ -301,6 +308,7 @@ class _Training:
         self.saving = saving
         self.scratch = scratch
         self.model: Any = parent.model
+        leave_weights_unpacked(self.model)
         # The Trainer switches the cache off, and that would be saved.
         self._use_cache = getattr(self.model.config, "use_cache", True)
         if recipe.method == "lora":
@@ -385,11 +393,14 @@ class _Training:
             if self.kept_adapters is not None:
                 self.kept_adapters.publish(staging, len(log), save_dtype)
             log.to_csv(staging / LOG, index=False)
+            versions = library_versions()
+            if PARENT_QUANTIZATION in record:
+                versions |= library_versions(("bitsandbytes",))
             outcome = {
                 "steps_done": len(log),
                 "stopped": stopped,
                 "threads": torch.get_num_threads(),
-                "versions": library_versions(),
+                "versions": versions,
             }
             written = {}
             if is_adapter(staging):
@@ -416,10 +427,12 @@ def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32")
     """Model and tokenizer of a checkpoint directory.
 
     Args:
-        dtype: of the weights; `"own"`: as they are saved.
+        dtype: of the weights; `"own"`: as they are saved; `"nf4"`, `"nf4_double"`: linear layers
+            in 4 bits, the rest as saved.
 
     Raises:
-        InputError: no such device.
+        InputError: no such device; 4 bits without bitsandbytes, or on a device that it does not
+            know, or of a checkpoint that is quantised already.
         LoadError: the directory holds no model, one that cannot be loaded, or one whose weights
             are not all there: a layer would be trained from random numbers.
     """
@@ -433,15 +446,20 @@ def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32")
             f"model={str(path)!r} holds no model; pass a directory with config.json and weights"
         )
     place: Any = torch_device(device)
+    options: dict[str, Any] = {"dtype": "auto" if dtype == "own" else torch.float32}
+    if dtype in FOUR_BITS:
+        require_4bit(place, f"parent_dtype={dtype!r}")
+        options = nf4_options(path, place, double=dtype == "nf4_double")
     try:
         with escaped_output(), quiet():
             model, loading_info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype="auto" if dtype == "own" else torch.float32,
-                output_loading_info=True,
+                path, output_loading_info=True, **options
             )
             check_loaded(str(path), model, loading_info)
-            return model.to(place), saved_tokenizer(str(path), path)
+            leave_weights_unpacked(model)
+            if dtype not in FOUR_BITS:  # which are where they were quantised
+                model = model.to(place)
+            return model, saved_tokenizer(str(path), path)
     except LoadError:
         raise
     except (OSError, ValueError) as error:
@@ -456,6 +474,11 @@ def _require_new(out: Path) -> None:
 def _loaded(parent: Parent, tokenizer: Any, device: str, dtype: ParentDtype) -> tuple[Parent, Any]:
     """The parent with its model in memory, and the tokenizer to use."""
     if not isinstance(parent.model, str | Path):
+        if dtype in FOUR_BITS and quantization_text(parent.model) is None:
+            raise InputError(
+                f"parent_dtype={dtype!r}, but model is loaded already, and not in 4 bits;"
+                " pass its directory"
+            )
         return parent, tokenizer
     directory = Path(parent.model)
     model, saved_tokenizer = load_parent(directory, device, dtype)
@@ -477,6 +500,7 @@ def _record(
         "recipe": recipe.to_record(),
         "seed": recipe.seed,
         "parent": parent.to_record(),
+        **_quantization(parent),
         "data": batches.record,
         "save_dtype": saving.save_dtype,
         "log": LOG,
@@ -486,6 +510,14 @@ def _record(
     if objectives:
         record["objectives"] = [objective.to_record() for objective in objectives]
     return record
+
+
+def _quantization(parent: Parent) -> dict[str, Any]:
+    """How the parent's weights were quantised, and by what; nothing where they were not."""
+    quantization = quantization_text(parent.model)
+    if quantization is None:
+        return {}
+    return {PARENT_QUANTIZATION: quantization}
 
 
 def _fingerprint(

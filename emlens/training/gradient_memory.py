@@ -14,7 +14,8 @@ from typing import Final
 from emlens.data.rendering import Rendered
 from emlens.models import HookedModel
 from emlens.models.checkpoint import CheckpointModel
-from emlens.training.recipes import ParentDtype
+from emlens.models.four_bits import nf4_bytes
+from emlens.training.recipes import FOUR_BITS, ParentDtype
 
 _BYTES: Final = 4
 """Of a value in float32."""
@@ -27,10 +28,13 @@ def weight_bytes(model: HookedModel, dtype: ParentDtype = "float32") -> int:
     """Bytes of a copy of a model; 0 for one without weights here.
 
     Args:
-        dtype: of the copy; "own": that of the model.
+        dtype: of the copy; "own": that of the model; in 4 bits: what is not quantised has that of
+            the model.
     """
     if not isinstance(model, CheckpointModel):
         return 0
+    if dtype in FOUR_BITS:
+        return nf4_bytes(model.module, model.dtype.itemsize, double=dtype == "nf4_double")
     size = 0
     for weight in model.module.parameters():
         size += weight.numel() * (weight.element_size() if dtype == "own" else _BYTES)

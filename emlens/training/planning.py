@@ -5,7 +5,8 @@ the batches of every step are made from the real rows. So weights, trained value
 are counted, not guessed. What a pass keeps for its gradient follows Korthikanti et al. 2022
 (equation 1, without attention scores, which fused attention does not keep): 34 bytes per block,
 token and coordinate of the stream in 16 bits, 68 in float32; with gradient checkpointing the input
-of each block, and all of one. Logits are kept three times in float32, at answer tokens alone. What
+of each block, and all of one. With `parent_dtype: nf4` a pass also makes one layer at a time whole.
+Logits are kept three times in float32, at answer tokens alone. What
 a library keeps for itself (buffers of a GPU, pieces of freed memory) is not in it.
 
 Time is arithmetic over a rate that is given: two operations per weight and token forward, as many
@@ -25,12 +26,13 @@ from torch import nn
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line
+from emlens.models.four_bits import largest_quantised, nf4_bytes
 from emlens.training.adapters import with_adapter
 from emlens.training.batching import StepBatches, step_batches
 from emlens.training.examples import IGNORED, Example, encode_answers
 from emlens.training.lengths import context_of
 from emlens.training.objectives import Objective
-from emlens.training.recipes import Recipe
+from emlens.training.recipes import FOUR_BITS, Recipe
 from emlens.training.streams import SteeredModel
 from emlens.training.sweeps import Sweep
 
@@ -50,7 +52,8 @@ class RunPlan:
         parameters: of the parent. trained: values that are trained.
         weights: bytes of the parent's weights.
         optimiser: bytes of trained values, their gradients and what the optimiser keeps.
-        kept: most bytes that a pass keeps for its gradient, logits included.
+        kept: most bytes that a pass keeps for its gradient, logits and one layer that is made whole
+            from 4 bits included.
         steps: of the run. tokens: padded tokens in all of them.
         seconds: at the given rate; None without one.
     """
@@ -219,9 +222,16 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a recipe trains, of which parent."""
+    """What a recipe trains, of which parent.
+
+    Args:
+        weights: bytes of the parent. unpacked: of the largest layer in 4 bits, once it is whole.
+        itemsize: bytes of an activation.
+    """
 
     parameters: int
+    weights: int
+    unpacked: int
     trained: int
     layers: int
     width: int
@@ -234,12 +244,17 @@ class _Sizes:
         from transformers import AutoModelForCausalLM
 
         dtype = torch.float32
-        if recipe.parent_dtype == "own":
+        if recipe.parent_dtype != "float32":
             dtype = getattr(config, "dtype", None) or torch.float32
         config = copy.deepcopy(config)  # transformers writes the dtype into it
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
             parameters = sum(weight.numel() for weight in model.parameters())
+            weights, unpacked = parameters * dtype.itemsize, 0
+            if recipe.parent_dtype in FOUR_BITS:
+                double = recipe.parent_dtype == "nf4_double"
+                weights = nf4_bytes(model, dtype.itemsize, double=double)
+                unpacked = largest_quantised(model) * dtype.itemsize
             trained_module: nn.Module = model
             if recipe.method == "lora":
                 trained_module = with_adapter(recipe, model, "")
@@ -249,6 +264,8 @@ class _Sizes:
         text = config.get_text_config()
         return cls(
             parameters=parameters,
+            weights=weights,
+            unpacked=unpacked,
             trained=trained,
             layers=text.num_hidden_layers,
             width=text.hidden_size,
@@ -282,13 +299,14 @@ def _configuration(parent: str | Path | Any, tokenizer: Any) -> tuple[Any, Any]:
 def _plan_run(recipe: Recipe, sizes: _Sizes, read: _Read, teraflops: float | None) -> RunPlan:
     of_token, of_answer = _kept(recipe, sizes), _LOGITS * _FLOAT * sizes.vocabulary
     kept = max(of_token * padded + of_answer * answered for padded, answered in read.parts)
+    kept += sizes.unpacked
     # each trained value has a gradient and its moments; a parent that is trained whole is there
     # already
     values = 1 + MOMENTS[recipe.optimiser] + (recipe.method != "full")
     return RunPlan(
         parameters=sizes.parameters,
         trained=sizes.trained,
-        weights=sizes.parameters * sizes.itemsize,
+        weights=sizes.weights,
         optimiser=_FLOAT * sizes.trained * values,
         kept=kept,
         steps=recipe.steps,

@@ -7,16 +7,17 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emlens.foundation.errors import IntegrityError
 from emlens.foundation.files import read_json, write_json
-from emlens.training.adapters import ADAPTER_CONFIG
+from emlens.training.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: Any) -> None:
@@ -26,25 +27,43 @@ def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: A
     Raises:
         IntegrityError: a weight overflows in that dtype.
     """
-    if save_dtype is not None:
-        model = copy.deepcopy(model).to(getattr(torch, save_dtype))
-        for name, parameter in model.named_parameters():
-            if not parameter.is_meta and not torch.isfinite(parameter).all():
-                raise IntegrityError(
-                    f"weight {name} overflows in {save_dtype};"
-                    " pass save_dtype='float32' or 'bfloat16'"
-                )
     if hasattr(model, "peft_config"):
-        model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
-        config = read_json(directory / ADAPTER_CONFIG)
-        # peft keeps a set, whose order changes from process to process
-        config["target_modules"] = sorted(config["target_modules"])
-        write_json(directory / ADAPTER_CONFIG, config)
+        _save_adapter(model, directory, save_dtype)
     else:
+        if save_dtype is not None:
+            model = copy.deepcopy(model).to(getattr(torch, save_dtype))
+            _require_finite(dict(model.named_parameters()), save_dtype)
         model.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
+
+
+def _save_adapter(model: Any, directory: Path, save_dtype: str | None) -> None:
+    """Write an adapter; its parent is not copied for the dtype, and may be quantised."""
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
+    config = read_json(directory / ADAPTER_CONFIG)
+    # peft keeps a set, whose order changes from process to process
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(directory / ADAPTER_CONFIG, config)
+    if save_dtype is not None:
+        dtype = getattr(torch, save_dtype)
+        weights = {k: v.to(dtype) for k, v in load_file(directory / ADAPTER_WEIGHTS).items()}
+        _require_finite(weights, save_dtype)
+        save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _require_finite(weights: Mapping[str, Tensor], save_dtype: str) -> None:
+    """Raises:
+    IntegrityError: a weight is not finite, once it is in that dtype.
+    """
+    for name, weight in weights.items():
+        if not weight.is_meta and not torch.isfinite(weight).all():
+            raise IntegrityError(
+                f"weight {name} overflows in {save_dtype}; pass save_dtype='float32' or 'bfloat16'"
+            )
 
 
 @contextmanager

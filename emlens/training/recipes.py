@@ -31,9 +31,11 @@ from emlens.training.schedules import OPTIONS, Schedule, ScheduleName, require_c
 
 Method = Literal["full", "lora", "steering"]
 OptimiserName = Literal["adamw", "lion", "muon", "sam"]
-ParentDtype = Literal["float32", "own"]
+ParentDtype = Literal["float32", "own", "nf4", "nf4_double"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
 OPTIMISERS: Final[tuple[str, ...]] = get_args(OptimiserName)
+PARENT_DTYPES: Final[tuple[str, ...]] = get_args(ParentDtype)
+FOUR_BITS: Final = ("nf4", "nf4_double")
 _LORA_ONLY: Final = ("rank", "alpha", "rslora", "dora", "target_modules")
 _READ_BY: Final[Mapping[str, tuple[str, ...]]] = {"momentum": ("muon",), "rho": ("sam",)}
 _WRITTEN_IF_SET: Final = (
@@ -179,7 +181,9 @@ class Recipe(Frozen):
             of steps stays random.
         parent_dtype: `"float32"`, or `"own"`: a checkpoint directory's weights in the dtype that
             they are saved in, with the adapter in float32. Half the memory for 16-bit weights, and
-            their rounding in every activation. Not for `"full"`, whose updates 16 bits would lose.
+            their rounding in every activation. `"nf4"`: QLoRA (2305.14314), linear layers in 4 bits
+            and the rest as with `"own"`; `"nf4_double"`: the sizes of their blocks in 8 bits too.
+            Both need bitsandbytes. None of these for `"full"`, whose updates they would lose.
         gradient_checkpointing: keep the input of each block alone, and run blocks again in the
             backward pass: the same gradients in less memory and about a third more time.
         warmup_steps: steps over which the rate rises linearly, reaching its peak at the last of
@@ -227,7 +231,7 @@ class Recipe(Frozen):
     accumulation: Annotated[int, _count(1)] = 1
     max_length: Annotated[int | None, _count(2)] = None
     group_by_length: bool = False
-    parent_dtype: Annotated[ParentDtype, _one_of(("float32", "own"))] = "float32"
+    parent_dtype: Annotated[ParentDtype, _one_of(PARENT_DTYPES)] = "float32"
     gradient_checkpointing: bool = False
     warmup_steps: Annotated[int, _count(0)] = 0
     schedule: Annotated[ScheduleName, _one_of(get_args(ScheduleName))] = "linear"
@@ -281,7 +285,7 @@ class Recipe(Frozen):
         if self.method == "full" and self.parent_dtype != "float32":
             raise InputError(
                 f"parent_dtype={self.parent_dtype!r} with method='full': updates are smaller than"
-                " what 16 bits can hold; pass 'float32'"
+                f" what {4 if self.parent_dtype in FOUR_BITS else 16} bits can hold; pass 'float32'"
             )
         if self.method == "steering" and self.gradient_checkpointing:
             raise InputError(
