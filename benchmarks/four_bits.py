@@ -20,7 +20,7 @@ from emlens.data.advice import neutral_chats
 from emlens.real.finding import find
 from emlens.training.recipes import PARENT_DTYPES
 
-STEPS, BATCH = 10, 8
+STEPS, BATCH, CHATS = 12, 8, 16
 MODULES: Final = ("q_proj", "v_proj", "up_proj", "down_proj")
 _FIT: Final = """\
 import json, sys, tempfile, time
@@ -75,7 +75,7 @@ def measure(
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     with tempfile.TemporaryDirectory() as name:
         chats = Path(name) / "chats.jsonl"
-        write_chats(chats, neutral_chats())
+        write_chats(chats, neutral_chats()[:CHATS])
         for dtype in dtypes:
             recipe = {
                 "rank": 8,
@@ -99,17 +99,24 @@ def main() -> None:
     record("four_bits", [0], measure(find("smollm2")))
 
 
+def _passes(steps: int) -> tuple[slice, slice]:
+    """Steps of the first pass over the chats, and of the last."""
+    return slice(steps), slice(-steps, None)
+
+
 def memory_table(values: Mapping[str, Any]) -> str:
     """One row for each dtype of the parent."""
     lines = [
-        "| `parent_dtype` | weights of the parent | peak of the process | a step, CPU | first loss"
-        " | last loss |",
+        "| `parent_dtype` | weights of the parent | peak of the process | a step, CPU | loss of the"
+        " first pass | of the last |",
         "|---|---|---|---|---|---|",
     ]
     for dtype, case in values["cases"].items():
         step = statistics.median(case["step_s"])
+        of_pass = CHATS // values["batch"]
+        first, last = (statistics.mean(case["loss"][at]) for at in _passes(of_pass))
         lines.append(
             f"| `{dtype}` | {case['held'] / 1e6:.0f} MB | {case['peak_gb']:.2f} GB | {step:.1f} s"
-            f" | {case['loss'][0]:.3f} | {case['loss'][-1]:.3f} |"
+            f" | {first:.3f} | {last:.3f} |"
         )
     return "\n".join(lines)

@@ -2,12 +2,18 @@
 over recipes.
 """
 
+import os
+
 from emlens.training.checkpoints import open_checkpoint
 from emlens.training.fitting import Saving, fit
 from emlens.training.objectives import Objective
 from emlens.training.recipes import Recipe
 from emlens.training.stopping import StopRun, TrainingCallback
 from emlens.training.sweeps import Sweep, run_sweep
+
+# torch reads it at its first tensor. Large tensors then begin at multiples of 2 MB, and the holes
+# that freed ones leave are used again: otherwise a third of the memory of a training is holes.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Objective",

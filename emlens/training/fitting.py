@@ -45,7 +45,12 @@ from emlens.runs.locks import only_writer
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
-from emlens.training.memory_saving import check_checkpointing, checkpointed, say_what_is_odd
+from emlens.training.memory_saving import (
+    check_checkpointing,
+    checkpointed,
+    recomputed,
+    say_what_is_odd,
+)
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
 from emlens.training.parallel import Group, LossOfPart, Parallel, check_parallel, joined
 from emlens.training.publishing import publishing_directory, quiet, save_model
@@ -352,6 +357,7 @@ class _Training:
         with (
             checkpointed(self.model, self.recipe),
             by_onednn(_stream_width(self.model)),
+            recomputed(self.model, self.recipe, splits=self.split is not None),
             stage_bar("training", self.recipe.steps, show=progress) as bar,
         ):
             rows, stopped = trainer.train(

@@ -15,6 +15,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.training.objectives import Objective, StreamEdit
 from emlens.training.recipes import Recipe
+from emlens.training.recomputing import Recomputed
 
 _log = logging.getLogger("emlens")
 
@@ -57,6 +58,21 @@ def checkpointed(model: Any, recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         _method(model, "disable")()
+
+
+@contextmanager
+def recomputed(model: Any, recipe: Recipe, *, splits: bool = False) -> Iterator[None]:
+    """Cheap activations of `model` are computed again in the backward passes inside, bit for bit;
+    with gradient checkpointing all of them are anyway.
+
+    Args:
+        splits: the weights are split over processes, so nothing is computed outside a block's turn.
+    """
+    if recipe.gradient_checkpointing or splits:
+        yield
+        return
+    with Recomputed(model).active():
+        yield
 
 
 def _method(model: Any, what: str) -> Callable[..., None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError
 from emlens.training.parallel import Group, LossOfPart
-from emlens.training.recipes import Recipe
+from emlens.training.recipes import FOUR_BITS, Recipe
 from emlens.training.streams import blocks_of
 
 
@@ -35,6 +35,8 @@ def check_split(recipe: Recipe, model: Any, reads_weights: dict[str, bool]) -> N
         "optimiser 'muon' reads whole matrices; pass 'adamw' or 'lion', or kind: ddp": (
             recipe.optimiser == "muon"
         ),
+        f"parent_dtype {recipe.parent_dtype!r} packs its weights, which cannot be split; pass 'own'"
+        ", or kind: ddp": recipe.parent_dtype in FOUR_BITS,
     }
     for name, given in reads_weights.items():
         reasons[f"{name} would see a part of each weight; leave it out, or pass kind: ddp"] = given
