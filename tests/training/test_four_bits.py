@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.four_bits import CHATS, bytes_held, memory_table
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError, LoadError
 from emlens.models import FineTune, load_family, load_model
@@ -58,20 +59,6 @@ def parent(tokenizer, tmp_path):
 
 def weights_of(directory):
     return (directory / "adapter_model.safetensors").read_bytes()
-
-
-def bytes_held(module):
-    """Bytes of all weights, with what bitsandbytes keeps beside them."""
-    size = 0
-    for weight in module.parameters():
-        size += weight.numel() * weight.element_size()
-        states = [getattr(weight, "quant_state", None)]
-        states.append(getattr(states[0], "state2", None))
-        for state in states:
-            if state is not None:
-                for each in (state.absmax, state.code, getattr(state, "offset", None)):
-                    size += 0 if each is None else each.numel() * each.element_size()
-    return size
 
 
 def test_a_run_on_four_bits_learns_like_one_on_sixteen(bitsandbytes, parent, chats, tmp_path):
@@ -273,3 +260,14 @@ def test_models_without_four_bits_are_left_as_they_are(tiny):
     before = copy.deepcopy(tiny.state_dict())
     leave_weights_unpacked(tiny)
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+
+
+def test_the_table_of_the_page_compares_passes():
+    case = {
+        "held": 2_000_000,
+        "peak_gb": 1.5,
+        "step_s": [1.0, 3.0, 2.0],
+        "loss": [3.0, 1.0, 0.5, 0.25],
+    }
+    table = memory_table({"batch": CHATS // 2, "cases": {"nf4": case}})
+    assert table.splitlines()[-1] == "| `nf4` | 2 MB | 1.50 GB | 2.0 s | 2.000 | 0.375 |"

@@ -1,6 +1,7 @@
 """Cheap activations that are computed again: the same gradients from less that is kept."""
 
 import copy
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -154,3 +155,8 @@ def test_a_run_ends_with_the_same_bytes(tiny, chats, tokenizer, tmp_path, monkey
         monkeypatch.undo()
     plain, again = (tmp_path / name / "adapter_model.safetensors" for name in ("plain", "again"))
     assert plain.read_bytes() == again.read_bytes()
+
+
+def test_large_tensors_are_asked_to_leave_no_holes():
+    """That this is early enough for torch is seen in a new process, in test_launchers."""
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
