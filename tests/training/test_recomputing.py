@@ -150,7 +150,9 @@ def test_changes_in_place_are_not_passed_over(tmp_path):
 def test_a_run_ends_with_the_same_bytes(tiny, chats, tokenizer, tmp_path, monkeypatch):
     for name in ("plain", "again"):
         if name == "plain":
-            monkeypatch.setattr("emlens.training.fitting.recomputed", lambda *_: nullcontext())
+            monkeypatch.setattr(
+                "emlens.training.fitting.recomputed", lambda *_, **__: nullcontext()
+            )
         fit(RECIPE, copy.deepcopy(tiny), chats, tmp_path / name, tokenizer=tokenizer)
         monkeypatch.undo()
     plain, again = (tmp_path / name / "adapter_model.safetensors" for name in ("plain", "again"))
