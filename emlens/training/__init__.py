@@ -11,8 +11,8 @@ from emlens.training.recipes import Recipe
 from emlens.training.stopping import StopRun, TrainingCallback
 from emlens.training.sweeps import Sweep, run_sweep
 
-# torch reads it at its first tensor. Large tensors then begin at multiples of 2 MB, and the holes
-# that freed ones leave are used again: otherwise a third of the memory of a training is holes.
+# torch reads it at its first tensor. Large tensors then begin at whole pages, and the holes
+# that freed ones leave are used again: otherwise a quarter of the memory of a training is holes.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [

@@ -5,9 +5,10 @@ the batches of every step are made from the real rows. So weights, trained value
 are counted, not guessed. What a pass keeps for its gradient follows Korthikanti et al. 2022
 (equation 1, without attention scores, which fused attention does not keep): 34 bytes per block,
 token and coordinate of the stream in 16 bits, 68 in float32; with gradient checkpointing the input
-of each block, and all of one. With `parent_dtype: nf4` a pass also makes one layer at a time whole.
-Logits are kept three times in float32, at answer tokens alone. What
-a library keeps for itself (buffers of a GPU, pieces of freed memory) is not in it.
+of each block, and all of one. What training computes again (`emlens.training.recomputing`) is
+counted as kept. With `parent_dtype: nf4` a pass also makes one layer at a time whole. Logits are
+kept three times in float32, at answer tokens alone. What a library keeps for itself (buffers of a
+GPU, pieces of freed memory) is not in it.
 
 Time is arithmetic over a rate that is given: two operations per weight and token forward, as many
 again for gradients of the stream, again for gradients of trained weights (`full`), and the forward
