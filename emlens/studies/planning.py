@@ -28,6 +28,7 @@ from emlens.foundation.provenance import peak_memory
 from emlens.judging.score_source import Cost, Planned
 from emlens.models import HookedModel
 from emlens.models.pass_counts import PassCounts, counted_passes
+from emlens.models.pass_memory import text_chunks
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
@@ -42,7 +43,7 @@ from emlens.studies.study import Study, StudyContext
 from emlens.studies.study_plan import Least, PartPlan, StudyPlan
 
 _ROWS_TIMED = 12
-"""Questions whose pass with logits is timed."""
+"""Questions whose pass with logits is timed, or as many of them as fit into memory."""
 _ANSWER_BYTES, _VERDICT_BYTES, _TABLE_BYTES = 600, 700, 20_000_000
 """On disk: one answer beside its text, one verdict, and the tables with the report."""
 _TOKEN_BYTES = 5
@@ -328,7 +329,7 @@ class _Rates:
 
 
 def _logit_rate(model: HookedModel, questions: QuestionSet) -> tuple[float, float, float]:
-    prompts = questions.prompts()[:_ROWS_TIMED]
+    prompts = next(text_chunks(model, list(questions.prompts()[:_ROWS_TIMED])))
     rates = []
     for _ in range(4):
         with counted_passes() as counts:
