@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -354,9 +355,10 @@ class _Training:
             if self._group.splits:
                 self.split = SplitWeights(module, self.model, self._group, self._device)
         before = _trainable_weights(self.model)
+        width = _stream_width(self.model)
         with (
-            checkpointed(self.model, self.recipe),
-            by_onednn(_stream_width(self.model)),
+            checkpointed(self.model, self.recipe, again=partial(by_onednn, width)),
+            by_onednn(width),
             recomputed(self.model, self.recipe, splits=self.split is not None),
             stage_bar("training", self.recipe.steps, show=progress) as bar,
         ):

@@ -8,7 +8,7 @@ steering vectors are refused.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from emlens.foundation.errors import InputError
@@ -35,9 +35,18 @@ def check_checkpointing(recipe: Recipe, objectives: Sequence[Objective]) -> None
 
 
 @contextmanager
-def checkpointed(model: Any, recipe: Recipe) -> Iterator[None]:
+def checkpointed(
+    model: Any,
+    recipe: Recipe,
+    *,
+    again: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[None]:
     """Activations of `model` are computed again in the backward passes inside, if the recipe says
     so.
+
+    Args:
+        again: makes the block of code in which they are, as it was around the first pass: torch
+            leaves a mode while it runs a backward pass.
 
     Raises:
         InputError: an architecture that cannot.
@@ -48,7 +57,8 @@ def checkpointed(model: Any, recipe: Recipe) -> Iterator[None]:
     try:
         # the reentrant kind passes no gradient where the input of a block needs none, as under an
         # adapter on frozen embeddings
-        _method(model, "enable")({"use_reentrant": False})
+        blocks = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
+        _method(model, "enable")(blocks)
     except (AttributeError, ValueError) as error:
         raise InputError(
             f"gradient_checkpointing=True, which {type(model).__name__} cannot do:"

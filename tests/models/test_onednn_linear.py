@@ -155,6 +155,9 @@ def test_training_of_wide_models_uses_it_and_agrees(
 
     found = losses("by onednn")
     assert products
+    recipe = recipe.changed(gradient_checkpointing=True)
+    assert losses("blocks run again") == pytest.approx(found, rel=1e-6)
+    recipe = recipe.changed(gradient_checkpointing=False)
     monkeypatch.setattr("emlens.training.fitting.by_onednn", lambda _width: by_onednn(0))
     products.clear()
     assert found == pytest.approx(losses("by torch"), rel=1e-4)
