@@ -266,16 +266,17 @@ def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[n
     """
     rows = encode_answers(chats, tokenizer)
     LengthLimit(context_of(model)).require_fit(rows, "chats")
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     losses = []
     for start in range(0, len(rows), SCORED_AT_ONCE):
-        batch = pad_batch(rows[start : start + SCORED_AT_ONCE], tokenizer.pad_token_id or 0)
+        padded = pad_batch(rows[start : start + SCORED_AT_ONCE], tokenizer.pad_token_id or 0)
+        batch = {name: values.to(device) for name, values in padded.items()}
         labels = labels_of_next_tokens(batch.pop("labels"))
         counted = labels != IGNORED
         logprobs = counted_logits(model, batch, counted).double().log_softmax(-1)
-        of_label = torch.zeros(labels.shape, dtype=torch.float64)
+        of_label = torch.zeros(labels.shape, dtype=torch.float64, device=device)
         of_label[counted] = -logprobs.gather(-1, labels[counted][:, None])[:, 0]
-        losses.append((of_label.sum(-1) / counted.sum(-1)).numpy())
+        losses.append((of_label.sum(-1) / counted.sum(-1)).cpu().numpy())
     model.train(training)
     return np.concatenate(losses)

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from pretended_card import moved, pretended_card
 
 from emlens.data import Message, Prompt, PromptSet
 from emlens.foundation.errors import InputError
@@ -224,6 +225,9 @@ def test_scores_and_selection(tiny, tokenizer, chats, world):
         for row in encode_answers(few, tokenizer)
     ]
     assert losses.tolist() == pytest.approx(each, rel=TOLERANCE)
+    with pretended_card():
+        on_card = answer_losses(moved(tiny), few, tokenizer)
+    assert on_card.tolist() == losses.tolist()
 
 
 @pytest.mark.parametrize(
