@@ -2,7 +2,8 @@
 
 The arms, doses and transfers of a study ask for the same things: each model unedited, the control
 that does not depend on a direction, an arm as a cell of the transfer matrix. Each `Trials` keeps
-what it measured. Inside `shared_measurements` all of them keep it together, so it is measured once.
+what it measured. Inside `shared_measurements` all of them keep it together, so it is measured once,
+and on disk where a folder is given, so that a block that was cut goes on from there.
 """
 
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,10 +29,12 @@ class Measurements:
     """Tables by what they depend on, and log-probabilities of unedited models.
 
     Args:
+        out: where those with a score that has a name are also kept; None: in memory alone.
         below_edits: what passes under edits start from.
         scores: kept, so that none of them gives its place in memory to another.
     """
 
+    out: Path | None = None
     tables: dict[Key, pd.DataFrame] = field(default_factory=dict)
     below_edits: LowerStreams = field(default_factory=LowerStreams)
     scores: list[Any] = field(default_factory=list)
@@ -55,12 +59,16 @@ _SHARED: ContextVar[Measurements | None] = ContextVar("shared measurements", def
 
 
 @contextmanager
-def shared_measurements() -> Iterator[None]:
+def shared_measurements(out: str | Path | None = None) -> Iterator[None]:
     """Inside, every `Trials` knows what the others measured.
 
     For a block in which no weight changes.
+
+    Args:
+        out: directory for records of finished measurements, of every `Trials` that has none of its
+            own and whose score has a name; None keeps them in memory.
     """
-    token = _SHARED.set(Measurements())
+    token = _SHARED.set(Measurements(None if out is None else Path(out)))
     try:
         yield
     finally:

@@ -169,7 +169,8 @@ class Trials:
         neutral: prompts on which damage is measured; None leaves it out.
         score: how a model is scored; it must depend on the model and the questions alone (a fixed
             seed inside). With `out`, any score but the likelihood must be a `NamedScore`.
-        out: directory for records of finished measurements; None keeps them in memory only.
+        out: directory for records of finished measurements; None keeps them in memory, or where
+            the `shared_measurements` around says.
 
     Raises:
         InputError: `out` with a score that has no name.
@@ -184,12 +185,17 @@ class Trials:
         out: str | Path | None = None,
     ):
         score_name = score.name if isinstance(score, NamedScore) else "likelihood"
-        if out is not None and score is not score_by_likelihood:
-            _require_name(score)
+        if out is not None and not _has_name(score):
+            raise InputError(
+                "out was given with a score of your own; pass score=NamedScore(name, score),"
+                " with a name that stands for everything the score depends on"
+            )
         self.questions, self.neutral, self.score = questions, neutral, score
         self._score_inputs = {"questions": questions.content_hash, "score": score_name}
-        self._log = None if out is None else UnitLog(Path(out))
         self._kept = measurements()
+        if out is None and _has_name(score):
+            out = self._kept.out
+        self._log = None if out is None else UnitLog(Path(out))
         self._kept.scores.append(score)
 
     def scores(
@@ -281,12 +287,11 @@ class Trials:
             return token_damage(model, neutral, interventions, unedited)
 
 
-def _require_name(score: Score) -> None:
-    if not isinstance(score, NamedScore) or not score.name:
-        raise InputError(
-            "out was given with a score of your own; pass score=NamedScore(name, score),"
-            " with a name that stands for everything the score depends on"
-        )
+def _has_name(score: Score) -> bool:
+    """Whether a score can be told from others after the process has ended."""
+    if score is score_by_likelihood:
+        return True
+    return isinstance(score, NamedScore) and bool(score.name)
 
 
 def _table_to_record(table: pd.DataFrame) -> dict[str, Any]:

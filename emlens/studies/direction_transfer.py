@@ -8,8 +8,8 @@ layers ≤ L−2, because a direction that works only after the last block is a 
 extraction at the last layer is reported beside it. Every arm removes its direction where attention
 and MLP write, towards the parent's mean (`emlens.evaluation.ablation_forms`); the direction itself
 is also removed after every block, plainly and towards that mean. The measuring is done in
-`emlens.evaluation`. Judged files know no intervention: from them the contrasts are extracted and
-described, and nothing is selected or removed.
+`emlens.evaluation`; what is measured is on disk at once. Judged files know no intervention: from
+them the contrasts are extracted and described, and nothing is selected or removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,11 +58,16 @@ from emlens.studies.direction_findings import add_findings, controls_of, nothing
 from emlens.studies.direction_section import SECTION
 from emlens.studies.extractions import at_every_layer
 from emlens.studies.material import Material, split_questions
+from emlens.studies.rehearsal import RehearsedScores
 from emlens.studies.shift_candidates import shift_candidates
 from emlens.studies.study import Study, StudyContext
 
 DOSES = (0.0, 0.5, 1.0, 2.0, 4.0)
 TABLES = ("candidates", "directions", "arms", "steering", "windows")
+MEASURED = "measured"
+"""Folder of what was measured under edits, in the part's own: a run that was cut measures none of
+it again.
+"""
 
 
 class Options(PartOptions):
@@ -103,8 +108,10 @@ class DirectionTransfer(Study):
         return _too_few_questions(context)
 
     def run(self, context: StudyContext) -> Part:
-        # arms, doses and transfers ask for the same models and edits
-        with shared_measurements():
+        # a rehearsal measures nothing that a run may find
+        kept_in = None if isinstance(context.source, RehearsedScores) else context.folder / MEASURED
+        # candidates, arms, doses and transfers ask for the same models and edits
+        with shared_measurements(kept_in):
             return self._run(context)
 
     def _run(self, context: StudyContext) -> Part:

@@ -223,6 +223,30 @@ def test_trials_of_one_block_share_what_they_measured(
     pd.testing.assert_frame_equal(again[1], alone[1])
 
 
+def test_a_block_with_a_folder_goes_on_from_what_a_cut_one_measured(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
+    score = Counting()
+    model = family["bad"]
+
+    def measured(name: str) -> list[pd.DataFrame]:
+        with shared_measurements(tmp_path / "kept"):
+            trials = Trials(questions, score=NamedScore(name, score) if name else score)
+            return [trials.scores(model, [edit]) for edit in edits]
+
+    edits = [EDIT]
+    [first] = measured("s")
+    edits = [EDIT, steer(torch.ones(model.d_model), 1.0, at=["resid_post.0"])]
+    found = measured("s")  # another process, as far as the folder is concerned
+    assert score.calls == 2
+    pd.testing.assert_frame_equal(found[0], first)
+    assert len(list((tmp_path / "kept").glob("scores-*.json"))) == 2
+    # one without a name cannot be told from others, and is kept in memory alone
+    measured("")
+    measured("")
+    assert score.calls == 6 and len(list((tmp_path / "kept").iterdir())) == 2
+
+
 def test_unedited_texts_of_the_models_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurements, "TEXT_LOGITS", 25)
     kept, made = measurements.Measurements(), []

@@ -65,9 +65,13 @@ def test_every_call_sees_only_its_own_questions(
     watch(direction_transfer, "dose_response", "report", 1)
     watch(direction_transfer, "transfer_matrix", "report", 3)
     options = direction_transfer.Options.model_validate({})
-    context = StudyContext(load_material(config), config, options, Path("unused"))
+    folder = config_path.with_name("leaks")
+    context = StudyContext(load_material(config), config, options, folder)
     part = direction_transfer.DirectionTransfer().run(context)
     sets = part.tables["question_sets"].groupby("used_to")["question"].agg(set)
+    # candidates, arms, doses and the unedited models, each on disk once it was measured
+    records = list((folder / direction_transfer.MEASURED).glob("scores-*.json"))
+    assert len(records) > len(part.tables["arms"]) + len(part.tables["candidates"])
     for use, questions in seen.items():
         assert questions and questions <= sets[use], use
     assert not (
@@ -75,6 +79,52 @@ def test_every_call_sees_only_its_own_questions(
         or sets["extract"] & sets["report"]
         or sets["select"] & sets["report"]
     )
+
+
+class Killed(BaseException):
+    """Ends the work as a signal does: nothing catches it."""
+
+
+@pytest.mark.slow
+def test_a_part_that_was_cut_within_its_arms_measures_none_of_them_again(
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = yaml.safe_load(config_path.read_text())
+    path = config_path.with_name("cut.yaml")
+    few: dict[str, Any] = {"focus": ["bad@0"], "random_directions": 1, "neutral": None}
+    few |= {"positions": ["last_prompt"], "layers": [1]}
+    path.write_text(yaml.safe_dump({**record, **few}))
+    config = read_config(path)
+    measured: list[str] = []
+    stop_after = [10**6]
+    work = Trials._measure_scores
+
+    def counted(self: Trials, model: Any, interventions: Any) -> pd.DataFrame:
+        if len(measured) >= stop_after[0]:
+            raise Killed
+        table = work(self, model, interventions)
+        measured.append(model.name)
+        return table
+
+    monkeypatch.setattr(Trials, "_measure_scores", counted)
+
+    def tables(folder: Path) -> dict[str, str]:
+        options = direction_transfer.Options.model_validate({})
+        context = StudyContext(load_material(config), config, options, folder)
+        part = direction_transfer.DirectionTransfer().run(context)
+        return {name: table.to_csv(index=False) for name, table in part.tables.items()}
+
+    whole = tables(tmp_path / "whole")
+    total = len(measured)
+    measured.clear()
+    stop_after[0] = 2 * total // 3
+    with pytest.raises(Killed):
+        tables(tmp_path / "cut")
+    assert len(measured) == stop_after[0] > 10
+    measured.clear()
+    stop_after[0] = 10**6
+    assert tables(tmp_path / "cut") == whole
+    assert len(measured) == total - 2 * total // 3
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -90,6 +90,8 @@ def test_the_overview_reads_what_its_plan_counts(
     config_path: Path, finished: "Finished", tmp_path: Path
 ) -> None:
     plan = plan_study(config_path, tmp_path / "out", timed=False)
+    # a rehearsal leaves nothing that the run would take for a measurement
+    assert not (tmp_path / "out").exists()
     parts = ["profile", "delta_overlap", "direction_transfer", "priors"]
     assert same_counts(plan, finished.directory) == [CHECKS, *parts]
 
