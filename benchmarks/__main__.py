@@ -15,6 +15,7 @@ NAMES = (
     "transfer_cost",
     "training_cost",
     "four_bits",
+    "split_memory",
     "real_sampling",
     "store_speed",
     "store_resume",

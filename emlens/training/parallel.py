@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from emlens.data.configuration import Frozen
 from emlens.foundation.errors import InputError, StateError
 from emlens.training.objectives import Loss, Objective
 from emlens.training.recipes import Recipe
+
+_NEEDED: Final = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+"""What a launcher tells its processes."""
 
 
 class Parallel(Frozen):
@@ -70,7 +73,7 @@ def joined(parallel: Parallel | None) -> Iterator[Group | None]:
     if parallel is None:
         yield None
         return
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+    if not os.environ.keys() >= _NEEDED:
         raise InputError(
             f"parallel: kind {parallel.kind!r} needs several processes, and this one is alone;"
             " start with torchrun --nproc-per-node N, or accelerate launch --num_processes N"
