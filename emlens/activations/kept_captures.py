@@ -23,6 +23,7 @@ import torch
 
 from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.memory import Activations
+from emlens.activations.store import ActivationStore
 from emlens.activations.stored_captures import StoredCaptures
 from emlens.data.prompts import PromptSet
 from emlens.foundation.positions import Chosen
@@ -44,13 +45,13 @@ class KeptCaptures:
 
     most: int = field(default_factory=lambda: MOST_VECTORS)
     lasting: StoredCaptures | None = None
-    _captures: OrderedDict[Hashable, tuple["weakref.ref[Any]", Activations]] = field(
+    _captures: OrderedDict[Hashable, tuple["weakref.ref[Any]", Activations, int]] = field(
         default_factory=OrderedDict
     )
 
     def get(self, key: Hashable, model: HookedModel) -> Activations | None:
         """The capture under a key, if it is of this very model."""
-        owner, activations = self._captures.get(key, (None, None))
+        owner, activations, _ = self._captures.get(key, (None, None, 0))
         if owner is None or owner() is not _owner(model):
             return None
         self._captures.move_to_end(key)
@@ -60,8 +61,8 @@ class KeptCaptures:
         """Keep a capture that was not cut, and forget the oldest ones that no longer fit."""
         if key is None or activations.provenance.get("replanned"):
             return
-        self._captures[key] = weakref.ref(_owner(model)), activations
-        while sum(map(_vectors, self._captures.values())) > self.most:
+        self._captures[key] = weakref.ref(_owner(model)), activations, _vectors(activations)
+        while sum(vectors for _, _, vectors in self._captures.values()) > self.most:
             self._captures.popitem(last=False)
 
 
@@ -144,6 +145,8 @@ def _owner(model: HookedModel) -> Any:
     return getattr(model, "module", model)
 
 
-def _vectors(entry: tuple[Any, Activations]) -> int:
-    _, activations = entry
+def _vectors(activations: Activations) -> int:
+    """In memory: what lies on disk is mapped."""
+    if isinstance(activations, ActivationStore):
+        return 0
     return sum(len(activations.value(key)) for key in activations.keys)

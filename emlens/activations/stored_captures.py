@@ -106,8 +106,10 @@ class StoredCaptures:
     def add(self, key: str, activations: Activations) -> None:
         """Keep a capture where there is room, and forget those that were not used for longest."""
         folder, temporary = self.directory / key, self.directory / f".{key}.part"
+        if folder.exists():
+            return
         size = sum(activations.value(each).nbytes for each in activations.keys)
-        if size > self.most or folder.exists():
+        if size > self.most:
             return
         try:
             self._remove_leftovers()

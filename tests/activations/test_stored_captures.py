@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from emlens.activations import Activations, CaptureSpec, capture_many, stored_captures
+from emlens.activations import (
+    Activations,
+    CaptureSpec,
+    capture_many,
+    kept_captures,
+    stored_captures,
+)
 from emlens.activations.capturing import capture_lasting
 from emlens.activations.kept_captures import keeping_captures
 from emlens.activations.stored_captures import StoredCaptures
@@ -102,6 +108,20 @@ def test_what_decides_a_capture_is_in_its_name(
         edited, passes = asked(store, one, prompts)
     assert passes == whole and not same(first, edited)
     assert len(list(store.directory.iterdir())) == count
+
+
+def test_what_memory_does_not_hold_is_read_from_disk(
+    family: Family, prompts: PromptSet, store: StoredCaptures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_captures, "MOST_VECTORS", 3)
+    one = {"m": family["full"]}
+    with keeping_captures(store):
+        first = capture_lasting(one, prompts, SPEC)
+        with counted_passes() as counts:
+            again = [capture_lasting(one, prompts, SPEC) for _ in range(2)]
+    # the second one is mapped already, and takes no memory
+    assert counts.passes == 0 and store.found == 1
+    assert same(first, again[0]) and same(first, again[1])
 
 
 def test_a_damaged_capture_is_made_anew_and_said_in_one_line(
