@@ -182,7 +182,7 @@ def moved(model: Any) -> Any:
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None and not isinstance(weight, OnCard):
-                there = OnCard(weight.data)
+                there = OnCard(weight.detach().requires_grad_(weight.requires_grad))
                 there._is_param = True  # what makes it an nn.Parameter
                 part._parameters[name] = there
         for name, buffer in part._buffers.items():

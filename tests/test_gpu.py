@@ -18,12 +18,17 @@ from pretended_card import CARD, PEAK, moved, pretended_card
 from benchmarks import gpu, gpu_judging, gpu_models, gpu_parts, training_cost, turns
 from benchmarks.gpu import Part
 from emlens.activations import capture
-from emlens.data import Answer, Message, PromptSet
+from emlens.data import Answer, Message, Prompt, PromptSet
 from emlens.foundation.files import read_json
+from emlens.foundation.sites import Site
+from emlens.geometry import Direction
 from emlens.interventions import ablate, steer
 from emlens.judging import LogitJudge
 from emlens.judging.readouts import CATEGORIES, parse_raw
 from emlens.models import load_model, loading
+from emlens.training import Recipe, fit, fitting
+from emlens.training.defences import BenignInterleaving, PreventativeSteering, ProjectedOut
+from emlens.training.penalties import FeatureDistance, ReferenceKL
 
 CPU = torch.device("cpu")
 FLOAT32 = 1e-6
@@ -138,6 +143,51 @@ def test_all_of_the_measurement_runs_on_a_pretended_card(
     with pretended_card():
         found = gpu.PARTS[name].run(ONCE, CARD, time.monotonic() + 300)
     assert found["ratio"] > 0 and set(found["peak_bytes"].values()) == {PEAK}
+
+
+OTHERS = PromptSet(
+    Prompt(f"o{i}", text, messages=(Message("user", text),), response="w5 w6")
+    for i, text in enumerate(tiny_models.texts(8))
+)
+DIRECTION = Direction(torch.arange(float(tiny_models.D_MODEL)).double(), Site("resid_post", 1))
+FULL = {"method": "full", "rank": None, "alpha": None, "target_modules": ()}
+TRAININGS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "KL": ([ReferenceKL(weight=0.1, chats=OTHERS, rows=2)], {}),
+    "features": ([FeatureDistance(weight=1.0, every=1)], {}),
+    "steering while training": ([PreventativeSteering(DIRECTION, 2.0)], {}),
+    "a direction taken out": ([ProjectedOut(DIRECTION.unit)], {}),
+    "mixed rows": ([BenignInterleaving(OTHERS, 0.25)], {}),
+    "all weights, KL to a copy": ([ReferenceKL(weight=0.1, chats=OTHERS, rows=2)], FULL),
+    "two passes a step": ([], {"optimiser": "sam"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_on_a_card_has_the_losses_of_one_on_a_processor(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate
+
+    objectives, changes = TRAININGS[name]
+    path = tiny_models.build(tmp_path / "m")
+    lora = {"rank": 2, "alpha": 4, "target_modules": ("q_proj", "down_proj")}
+    common: dict[str, Any] = {"learning_rate": 1e-2, "steps": 2, "batch_size": 4}
+    recipe = Recipe(**{**lora, **common, **changes})
+    chats = PromptSet([replace(chat, response="w1 w2 w3") for chat in OTHERS])
+    here = fit(recipe, path, chats, tmp_path / "here", device="cpu", objectives=objectives).log
+    load = fitting.load_parent
+
+    def load_there(path: Path, device: str, dtype: Any) -> Any:
+        model, tokenizer = load(path, "cpu", dtype)
+        return moved(model), tokenizer
+
+    monkeypatch.setattr(fitting, "load_parent", load_there)
+    monkeypatch.setattr(accelerate.Accelerator, "device", CARD)
+    with pretended_card():
+        fitted = fit(recipe, path, chats, tmp_path / "there", objectives=objectives)
+        assert next(fitted.model.parameters()).device == CARD
+    assert fitted.log["loss"].tolist() == pytest.approx(here["loss"].tolist(), rel=1e-5)
 
 
 def test_a_pretended_card_refuses_what_a_card_refuses() -> None:
