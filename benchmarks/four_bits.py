@@ -20,7 +20,7 @@ from emlens.data.advice import neutral_chats
 from emlens.real.finding import find
 from emlens.training.recipes import PARENT_DTYPES
 
-STEPS, BATCH, CHATS = 12, 8, 16
+STEPS, BATCH, CHATS = 8, 8, 16
 MODULES: Final = ("q_proj", "v_proj", "up_proj", "down_proj")
 _FIT: Final = """\
 import json, sys, tempfile, time
@@ -111,7 +111,8 @@ def memory_table(values: Mapping[str, Any]) -> str:
         " first pass | of the last |",
         "|---|---|---|---|---|---|",
     ]
-    for dtype, case in values["cases"].items():
+    for dtype in (name for name in PARENT_DTYPES if name in values["cases"]):
+        case = values["cases"][dtype]
         step = statistics.median(case["step_s"])
         of_pass = CHATS // values["batch"]
         first, last = (statistics.mean(case["loss"][at]) for at in _passes(of_pass))

@@ -135,6 +135,8 @@ def by_tree(tree: Path, script: str, words: Sequence[str], folder: Path) -> dict
     """What a script prints last, run by the sources of a tree on one thread."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # of this process, set by its own emlens.training: each tree sets what it sets
+    environment.pop("THP_MEM_ALLOC_ENABLE", None)
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, env=environment, text=True, cwd=folder
