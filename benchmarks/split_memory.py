@@ -5,10 +5,6 @@ Every case is the same run under torchrun on gloo; losses are compared with thos
 first. Read in each process: bytes of weights that it holds in a step, and the largest resident
 memory up to the first step, which begins with reading the whole parent; in the second and third
 step; and from there to the end. What Python and the libraries take before is taken off.
-
-The allocator of glibc keeps freed pieces of some MB for itself once it met large ones, and weights
-that are put together block by block leave many. So the cases are run twice: as it comes, and with
-an allocator that gives every piece above 128 KB back (`MALLOC_MMAP_THRESHOLD_`).
 """
 
 import os
@@ -34,17 +30,11 @@ CASES: Final = (
     ("lora", "one", 1),
     ("lora", "ddp", 2),
     ("lora", "fsdp", 2),
-    ("lora", "fsdp", 4),
     ("full", "one", 1),
     ("full", "ddp", 2),
     ("full", "fsdp", 2),
-    ("full", "fsdp", 4),
 )
 """Method, kind, processes."""
-ALLOCATORS: Final[Mapping[str, Mapping[str, str]]] = {
-    "as it comes": {},
-    "given back": {"MALLOC_MMAP_THRESHOLD_": "131072"},
-}
 READ: Final = ("weights", "first", "steps", "after")
 SAME: Final = 1e-4
 """Of a loss in nats."""
@@ -132,9 +122,8 @@ def held_by(
     parent: str | Path,
     chats: Path,
     folder: Path,
-    settings: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """What each process of one case held, under variables that set the allocator."""
+    """What each process of one case held."""
     method, kind, processes = case
     script, out = folder / "rank.py", folder / f"{method}-{kind}-{processes}"
     script.write_text(_RANK)
@@ -142,7 +131,7 @@ def held_by(
     if kind != "one":
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes)]
-    environment = {**os.environ, **settings, "PYTHONPATH": str(TODAY)}
+    environment = {**os.environ, "PYTHONPATH": str(TODAY)}
     environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run(
         [*command, str(script), method, kind, str(parent), str(chats), str(out)],
@@ -156,7 +145,6 @@ def held_by(
 def memory_of(
     parent: str | Path,
     cases: Sequence[tuple[str, str, int]] = CASES,
-    settings: Mapping[str, str] = ALLOCATORS["given back"],
 ) -> dict[str, dict[str, Any]]:
     """What the process that holds most held, by case; losses beside those of one process."""
     found: dict[str, dict[str, Any]] = {}
@@ -164,7 +152,7 @@ def memory_of(
         chats = Path(name) / "chats.jsonl"
         write_chats(chats, neutral_chats())
         for method, kind, processes in cases:
-            ranks = held_by((method, kind, processes), parent, chats, Path(name), settings)
+            ranks = held_by((method, kind, processes), parent, chats, Path(name))
             case = {key: max(rank[key] for rank in ranks) for key in READ}
             alone = found.get(f"{method} one 1", {}).get("loss", ranks[0]["loss"])
             pairs = zip(ranks[0]["loss"], alone, strict=True)
@@ -182,31 +170,26 @@ def memory_of(
     return found
 
 
-def main(names: Sequence[str] = tuple(ALLOCATORS)) -> None:
-    """Measure with some allocators; the others stay as they are."""
+def main(cases: Sequence[tuple[str, str, int]] = CASES) -> None:
+    """Measure some cases; the others stay as they are."""
     path = EVIDENCE / "split_memory.json"
     values: dict[str, Any] = read_json(path)["values"] if path.exists() else {}
-    values["batch"] = BATCH
-    for name in names:
-        cases = CASES if name == "as it comes" else [case for case in CASES if case[2] < 4]
-        values[name] = memory_of(find("smollm2"), cases, ALLOCATORS[name])
-        record("split_memory", [0], values)
+    found = {**values.get("cases", {}), **memory_of(find("smollm2"), cases)}
+    record("split_memory", [0], {"cases": found, "batch": BATCH})
 
 
 def memory_table(values: Mapping[str, Any]) -> str:
     """Markdown for docs/running.md."""
     lines = [
-        "| freed memory | trained | processes | weights of a process | most up to the first step"
-        " | in a step | to the end | largest gap of a loss |",
-        "|---|---|---|---|---|---|---|---|",
+        "| trained | processes | weights of a process | most up to the first step | in a step"
+        " | to the end | largest gap of a loss |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for allocator in ALLOCATORS:
-        measured = values.get(allocator, {})
-        names = [" ".join(map(str, case)) for case in CASES]
-        for case in [measured[name] for name in names if name in measured]:
-            method = {"lora": "adapter, rank 8", "full": "all weights"}[case["method"]]
-            kind = "1" if case["kind"] == "one" else f"{case['processes']}, `{case['kind']}`"
-            sizes = [f"{case[key] / 1e9:.2f} GB" for key in READ]
-            gap = "–" if case["kind"] == "one" else f"{case['gap']:.0e}"
-            lines.append("| " + " | ".join([allocator, method, kind, *sizes, gap]) + " |")
+    names = [" ".join(map(str, case)) for case in CASES]
+    for case in [values["cases"][name] for name in names if name in values["cases"]]:
+        method = {"lora": "adapter, rank 8", "full": "all weights"}[case["method"]]
+        kind = "1" if case["kind"] == "one" else f"{case['processes']}, `{case['kind']}`"
+        sizes = [f"{case[key] / 1e9:.2f} GB" for key in READ]
+        gap = "–" if case["kind"] == "one" else f"{case['gap']:.0e}"
+        lines.append("| " + " | ".join([method, kind, *sizes, gap]) + " |")
     return "\n".join(lines)
