@@ -275,6 +275,11 @@ PIECES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
 }
 
 
+def parts_table(values: Mapping[str, Any]) -> str:
+    """Markdown: where today's study spends its time."""
+    return transfer_parts.parts_table(values["parts"])
+
+
 def main(names: Sequence[str] = tuple(PIECES)) -> None:
     """Measure some pieces; the others stay as they are."""
     family = Path(os.environ.get(FOLDER, "runs/real_family")).resolve()
