@@ -6,7 +6,7 @@ block, the last prompt token, ten questions on which it is harmful by the scores
 The earlier commit knows no score per token, so there coherence is another number, and selection may
 take another candidate. Candidates are as many; today has one dose and four arms more, and a table
 of what each token says. Of ten questions two select and three neutral texts show damage, so most
-passes are short there, and share little.
+passes are short. `parts` counts where today's study spends its time (`transfer_parts`).
 
 `edits` measures by both sources one candidate on more text: ten questions and eight neutral texts,
 answers and damage of the edited fine-tune and damage of the edited parent. The edit is a plain
