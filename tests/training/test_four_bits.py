@@ -16,6 +16,7 @@ from emlens.models.four_bits import leave_weights_unpacked, nf4_bytes
 from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
 from emlens.training.fitting import Parent, load_parent, read_record
 from emlens.training.planning import plan_training
+from emlens.training.split_weights import check_split
 
 RECIPE = Recipe(
     rank=2,
@@ -227,6 +228,8 @@ def test_what_four_bits_cannot_be(tiny, parent, chats, tokenizer, tmp_path):
         Recipe(method="full", parent_dtype="nf4")
     with pytest.raises(InputError, match="model is loaded already, and not in 4 bits"):
         fit(RECIPE, tiny, chats, tmp_path / "out", tokenizer=tokenizer)
+    with pytest.raises(InputError, match="'nf4' packs its weights, which cannot be split"):
+        check_split(RECIPE, parent, {})
     assert Recipe.from_record(RECIPE.to_record()) == RECIPE
 
 
