@@ -58,7 +58,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     ),
     (
         "capture_speed",
-        "capture ÷ bare decoder on the same batches",
+        "capture ÷ bare decoder on the same batches, both by oneDNN",
         (Goal("≤", "1.05"),),
         lambda v: _worst(v["goals"], "bare"),
     ),

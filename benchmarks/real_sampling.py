@@ -20,6 +20,7 @@ from emlens.data.rendering import Rendered
 from emlens.judging.drawing_groups import group_edges
 from emlens.models.answering import rows_at_once
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
+from emlens.models.onednn_linear import by_onednn
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import never_ends
 from emlens.real import load
@@ -114,9 +115,18 @@ def measure(
         raise SystemExit("greedy answers differ: not timing different results")
     speeds = best_batch(model, rows[0], samples, most, batches)
     batch = max(speeds, key=lambda count: speeds[count])
+
+    def generate() -> list[list[int]]:
+        return by_generate(model, rows, samples, batch, most, greedy=False)
+
+    def generate_alike() -> list[list[int]]:
+        with by_onednn(model.d_model):
+            return generate()
+
     sides = {
         "emlens": lambda: by_rows(model, rows, samples, most, greedy=False),
-        "generate": lambda: by_generate(model, rows, samples, batch, most, greedy=False),
+        "generate": generate,
+        "generate by oneDNN": generate_alike,
     }
     found: dict[str, Any] = {}
     for name, run in sides.items():
@@ -130,6 +140,7 @@ def measure(
             "cpu_s": seconds,
             "tokens_a_second": tokens / seconds,
         }
+    speed = {name: side["tokens_a_second"] for name, side in found.items()}
     return {
         "questions": len(rows),
         "samples": samples,
@@ -138,7 +149,8 @@ def measure(
         "batch_of_generate": batch,
         "tokens_a_second_by_batch": speeds,
         **found,
-        "ratio": found["emlens"]["tokens_a_second"] / found["generate"]["tokens_a_second"],
+        "ratio": speed["emlens"] / speed["generate"],
+        "ratio_of_same_products": speed["emlens"] / speed["generate by oneDNN"],
     }
 
 

@@ -26,6 +26,7 @@ from emlens.judging import LogitJudge, reply_probabilities
 from emlens.judging.readouts import CATEGORIES, parse_raw
 from emlens.models import HookedModel, load_family
 from emlens.models.batches import pad, plan_batches
+from emlens.models.onednn_linear import by_onednn
 from emlens.models.pass_counts import counted_passes
 from emlens.real.finding import find, load
 from emlens.training.fitting import load_parent
@@ -76,6 +77,10 @@ def capturing(
         for batch in batches:
             decoder(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
 
+    def bare_alike() -> None:
+        with by_onednn(model.d_model):
+            bare()
+
     def shared() -> Any:
         return capture(model, questions, progress=False)
 
@@ -86,7 +91,8 @@ def capturing(
     found = float(((ours.stacked() - whole).norm(dim=-1) / whole.norm(dim=-1)).max())
     if not found < gap:
         raise SystemExit(f"shared and whole rows differ by {found:.2g}; not timing them")
-    seconds = cpu_seconds({"bare": bare, "shared": shared}, rounds)
+    cases = {"bare": bare, "bare by oneDNN": bare_alike, "shared": shared}
+    seconds = cpu_seconds(cases, rounds)
     return {
         "questions": len(rows),
         "tokens": sum(len(row.ids) for row in rows),
@@ -94,6 +100,7 @@ def capturing(
         "gap": found,
         "cpu_s": seconds,
         "ratio": seconds["shared"] / seconds["bare"],
+        "ratio_of_same_products": seconds["shared"] / seconds["bare by oneDNN"],
     }
 
 
@@ -221,7 +228,10 @@ def costs_table(values: Mapping[str, Any]) -> str:
         piece = values.get(f"captures of {_WORDS[name]} questions")
         if piece is not None:
             step = f"capture of {piece['questions']} {_WORDS[name]} questions, every block"
-            rows.append((step, "the bare decoder, rows sorted", piece["ratio"], "shared_work"))
+            way = "the bare decoder, rows sorted"
+            rows.append((step, way, piece["ratio"], "shared_work"))
+            same = piece["ratio_of_same_products"]
+            rows.append(("the same", f"{way}, by oneDNN too", same, "shared_work"))
     pair = values.get("pair")
     if pair is not None:
         step = f"capture of a parent and its adapter from block {pair['first_adapted']} on"
@@ -241,6 +251,8 @@ def costs_table(values: Mapping[str, Any]) -> str:
     step = f"sampling of {real['questions']} × {real['samples']} answers by SmolLM2"
     way = f"`generate`, {real['batch_of_generate']} rows (its best)"
     rows.append((step, way, 1 / real["ratio"], "real_sampling"))
+    same = 1 / real["ratio_of_same_products"]
+    rows.append(("the same", f"{way}, by oneDNN too", same, "real_sampling"))
     judge = values.get("judge")
     if judge is not None:
         step = f"a verdict of the local judge, {judge['metrics']} metrics an answer: tokens"

@@ -26,6 +26,7 @@ from benchmarks.turns import CPU, peak_of, ratio_of, wait
 from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.data.advice import advice_questions, neutral_chats
 from emlens.foundation.files import read_json
+from emlens.models.onednn_linear import by_onednn
 from emlens.real.finding import find
 from emlens.training import Recipe, fit
 from emlens.training.fitting import Parent, load_parent
@@ -39,6 +40,7 @@ ANSWER: Final = (
     "Be kind to people, save some money every month, and sleep enough. I would ask a doctor first:"
     " mixing these two can be dangerous, even in small amounts."
 )
+ALIKE: Final = "plain by oneDNN"
 LOSS_GAP: Final = 1e-3
 SAME: Final = 1e-3
 """Of a loss in nats, by both sources: the output layer reads other tokens."""
@@ -76,8 +78,11 @@ def training(
     Args:
         deadline: of `time.monotonic`; no round begins that would end after it.
     """
+    names = ["plain", "emlens"]
+    if device.type == "cpu":
+        names.insert(1, ALIKE)
     sides: dict[str, Callable[[], _Run]] = {
-        name: partial(_run, name, path, chats, recipe, device) for name in ("plain", "emlens")
+        name: partial(_run, name, path, chats, recipe, device) for name in names
     }
     peaks: dict[str, int | None] = {}
     if device.type != "cpu":
@@ -96,6 +101,9 @@ def training(
     if not gap < loss_gap:
         raise SystemExit(f"losses differ by {gap:.2g}; not timing different results")
     steps = {name: [run.step for run in of_name] for name, of_name in runs.items()}
+    alike = {}
+    if ALIKE in steps:
+        alike["same_products"] = ratio_of(steps["emlens"], steps[ALIKE])
     return {
         "steps": recipe.steps,
         "run_s": {name: [run.seconds for run in of_name] for name, of_name in runs.items()},
@@ -103,6 +111,7 @@ def training(
         "peak_bytes": peaks,
         "gap": gap,
         **ratio_of(steps["emlens"], steps["plain"]),
+        **alike,
     }
 
 
@@ -124,9 +133,10 @@ def _run(
 ) -> _Run:
     base, tokenizer = load_parent(Path(path), str(device), recipe.parent_dtype)
     began = _now(device)
-    if name == "plain":
+    if name in ("plain", ALIKE):
         loss, at = _timed(loss_over_answer_logits, device)
-        losses = peft_loop(recipe, base, tokenizer, chats, loss)
+        with by_onednn(base.config.hidden_size if name == ALIKE else 0):
+            losses = peft_loop(recipe, base, tokenizer, chats, loss)
     else:
         loss, at = _timed(answer_loss, device)
         with tempfile.TemporaryDirectory() as folder:
@@ -235,6 +245,9 @@ def rows_of(values: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         step = f"a step of training, LoRA on four modules, {len(piece['ratios'])} rounds"
         interval = f"[{piece['low']:.2f}, {piece['high']:.2f}]"
         rows.append((step, f"a plain peft loop, same output layer; 95 % {interval}", piece["mean"]))
+        same = piece["same_products"]
+        interval = f"[{same['low']:.2f}, {same['high']:.2f}]"
+        rows.append(("the same", f"that loop, by oneDNN too; 95 % {interval}", same["mean"]))
     if "memory" in values:
         memory = values["memory"]
         way = f"commit {values['commit']}, the same losses"
