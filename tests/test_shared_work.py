@@ -40,11 +40,18 @@ def test_a_pair_is_compared_with_two_captures(tmp_path: Path) -> None:
     assert found["gap"] < 1e-6 and found["ratio"] > 0
 
 
-def test_a_verdict_costs_little_more_than_its_prompt(tmp_path: Path) -> None:
-    model = judge_models.build(tmp_path / "j", "digits", max_position_embeddings=2048)
+@pytest.mark.parametrize(
+    "numbers, most, of_whole_texts",
+    [("digits", 1.3, 50), ("words", 1.1, 1)],
+    ids=["a token a digit", "a token a number"],
+)
+def test_a_verdict_costs_little_more_than_its_prompt(
+    numbers: str, most: float, of_whole_texts: float, tmp_path: Path
+) -> None:
+    model = judge_models.build(tmp_path / "j", numbers, max_position_embeddings=2048)
     found = shared_work.judging(model, ["ask say fine . " * 60, "say " * 200])
-    assert found["verdicts"] == 4 and found["prefills_per_verdict"] < 1.3
-    assert found["prefills_per_verdict_of_whole_texts"] > 50
+    assert found["verdicts"] == 4 and 0 < found["prefills_per_verdict"] < most
+    assert found["prefills_per_verdict_of_whole_texts"] >= of_whole_texts
 
 
 def test_training_is_compared_with_a_plain_loop(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def test_what_a_process_holds_is_read_in_its_steps(tmp_path: Path) -> None:
     fit(recipe, parent, rows, tmp_path / "watched", loss=watched, device="cpu")
     assert watched.calls == split_memory.STEPS
     assert watched.weights == 4 * sum(weight.numel() for weight in model.parameters())
-    assert 0 < watched.peak_of_steps <= split_memory.resident("VmHWM")
+    # the kernel counts pages of each thread by the handful, so its highest may lag a little
+    assert 0 < watched.peak_of_steps <= 1.01 * split_memory.resident("VmHWM")
     assert watched.peak_at_first >= watched.weights
 
 
