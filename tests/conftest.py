@@ -144,9 +144,13 @@ def real_models() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A headless Chromium: the system's, or the one playwright installed for itself."""
+    """A headless Chromium: the system's, or the one playwright installed for itself.
+
+    Of one module, since an event loop of playwright's runs until it is closed: no test beside it
+    could start its own.
+    """
     api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: it drives the browser"
     )
