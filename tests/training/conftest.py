@@ -15,24 +15,33 @@ def tokenizer(world):
 
 
 @pytest.fixture
-def tiny(tokenizer):
-    """A plain Qwen2 of two blocks and under 50,000 weights, the same every time."""
+def qwen2_of(tokenizer):
+    """Makes a Qwen2 of two blocks of some width, the same every time."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-        )
-        model = Qwen2ForCausalLM(config)
+    def make(width):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=128,
+                tie_word_embeddings=True,
+            )
+            return Qwen2ForCausalLM(config)
+
+    return make
+
+
+@pytest.fixture
+def tiny(qwen2_of):
+    """A plain Qwen2 of two blocks and under 50,000 weights, the same every time."""
+    model = qwen2_of(16)
     assert sum(p.numel() for p in model.parameters()) < 50_000
     return model
 

@@ -37,23 +37,9 @@ def bitsandbytes():
 
 
 @pytest.fixture
-def parent(tokenizer, tmp_path):
+def parent(qwen2_of, tokenizer, tmp_path):
     """A Qwen2 of two blocks in bfloat16, of sizes that 4-bit kernels are made for."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-        )
-        Qwen2ForCausalLM(config).bfloat16().save_pretrained(tmp_path / "parent")
+    qwen2_of(32).bfloat16().save_pretrained(tmp_path / "parent")
     tokenizer.save_pretrained(tmp_path / "parent")
     return tmp_path / "parent"
 
