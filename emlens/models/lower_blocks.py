@@ -153,8 +153,10 @@ def _digest(inputs: Mapping[str, Any]) -> bytes:
     for name in sorted(inputs):
         value = inputs[name]
         if isinstance(value, Tensor):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.contiguous().cpu().numpy().tobytes())
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            # as bytes: numpy knows no bfloat16, in which a mask may be
+            flat = value.contiguous().cpu().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 

@@ -66,6 +66,22 @@ def test_doses_of_one_site_start_above_it(model, monkeypatch):
     assert ran[0] == first[0] + 2
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_sixteen_bits_start_above_it_too(dtype, tmp_path):
+    model = load_model(tiny_models.build(tmp_path / "m", num_hidden_layers=LAYERS), dtype=dtype)
+    rows, starts = chats()
+
+    def sums(dose):
+        with model.intervene(pushed(dose)):
+            return model._summed_logprobs(rows, starts, 2048)
+
+    whole = [sums(dose) for dose in (1.0, -2.0)]
+    kept = LowerStreams()
+    with keeping_lower_blocks(kept):
+        found = [sums(dose) for dose in (1.0, -2.0)]
+    assert len(kept.outputs) == 1 and all(map(torch.equal, found, whole))
+
+
 SITES = [
     (["resid_pre.2"], 2),
     (["attn_out.2"], 2),
